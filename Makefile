@@ -1,0 +1,46 @@
+# The only commands a person needs. Each builds what it needs first: a virtual environment from the lock file and,
+# where a real server is started, Debian's Prometheus.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+LOAD_SECONDS ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check load bench clean lock prometheus
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(INSTALLED) prometheus ## Train, register, package, serve and ask the flights model; the stack stays up
+	$(BIN)/shipway demo
+
+test: $(INSTALLED) prometheus ## Run the whole test suite
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## Formatting, lint and strict types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+load: $(INSTALLED) ## Load the running node over HTTP and gRPC for LOAD_SECONDS (default 20) and print the table
+	$(BIN)/python tests/load/run.py --seconds $(LOAD_SECONDS)
+
+bench: $(INSTALLED) ## Compare the node with stock TorchServe, interleaved, and print the table of ratios
+	$(BIN)/python tests/bench/compare.py
+
+clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
+	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
+	rm -rf .shipway .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+lock: ## Write requirements.lock anew from pyproject.toml (Python 3.11)
+	./.ci/lock $(BIN)/python
+
+prometheus:
+	@./.ci/prometheus
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,1 @@
+"""From an archive to traffic: the node, the local stack, the command line."""

@@ -1,0 +1,87 @@
+"""The command `shipway`. A command parses, calls one function, prints; errors are put into words in `main` alone.
+
+Heavy modules are imported inside the commands, so that a base install prints its help.
+"""
+
+import json
+import sys
+
+import click
+from rich.console import Console
+
+from deploy.errors import ShipwayError
+from deploy.settings import Settings, read_settings
+
+pass_settings = click.make_pass_decorator(Settings)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shipway")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Take a trained PyTorch model from the MLflow registry to production traffic."""
+    if not context.resilient_parsing:
+        context.obj = read_settings()
+
+
+@cli.command()
+@pass_settings
+def up(settings: Settings) -> None:
+    """Start MLflow, Prometheus and the node, or what has stopped of them."""
+    from deploy import stack
+
+    stack.up(settings, Console())
+
+
+@cli.command()
+@pass_settings
+def down(settings: Settings) -> None:
+    """Stop everything that `up` started. Data stays in the state directory."""
+    from deploy import stack
+
+    stack.down(settings, Console())
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@pass_settings
+def status(settings: Settings, *, as_json: bool) -> None:
+    """Say which programs run, where they answer, and which models are loaded."""
+    from deploy import stack
+
+    found = stack.status(settings)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        Console().print(found.table())
+
+
+@cli.command()
+@pass_settings
+def node(settings: Settings) -> None:
+    """Run a serving node in the foreground until SIGTERM."""
+    from deploy.node import launcher
+
+    sys.exit(launcher.run(settings))
+
+
+@cli.command()
+@pass_settings
+def demo(settings: Settings) -> None:
+    """Train, register, package and serve the flights model, then ask it about three real flights."""
+    from deploy.demo import run
+
+    run(settings, Console())
+
+
+def main() -> None:
+    """Run the command line: exit code 0 when it did what was asked, 1 for an error in words, 2 for wrong usage."""
+    try:
+        cli()
+    except ShipwayError as error:
+        click.echo(f"shipway: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

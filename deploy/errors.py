@@ -1,0 +1,82 @@
+"""What can go wrong on the way from an archive to traffic, as one tree.
+
+    ShipwayError
+    ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
+    └── StackError              the programs that `shipway up` runs
+        ├── SocketPathTooLong   the run directory leaves no room for a socket's name
+        ├── PortTaken           another process listens where one of our programs should
+        ├── ProgramMissing      a program that is not a Python package is not installed
+        ├── ProgramFailed       one of our programs did not start, or did not answer in time
+        ├── SettingsChanged     the stack runs with other settings than those given now
+        └── StackBusy           another `shipway up` or `shipway down` is at work on the same state directory
+
+None of them knows about HTTP or the terminal; `deploy.cli.main` is the one place that prints them.
+"""
+
+from pathlib import Path
+
+
+class ShipwayError(Exception):
+    """The root: whatever a person can put right is a subclass, and its message says how."""
+
+
+class InvalidSettings(ShipwayError):
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("the settings are not usable:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+class StackError(ShipwayError):
+    """Something about the programs that `shipway up` runs."""
+
+
+class SocketPathTooLong(StackError):
+    def __init__(self, path: Path, limit_bytes: int) -> None:
+        self.path = path
+        self.limit_bytes = limit_bytes
+        super().__init__(
+            f"the path of the socket {path} has {len(str(path).encode())} bytes; the operating system allows "
+            f"{limit_bytes}. Set SHIPWAY_RUN_DIR (or SHIPWAY_STATE_DIR) to a shorter directory, such as /tmp/shipway."
+        )
+
+
+class PortTaken(StackError):
+    def __init__(self, host: str, port: int, setting: str, holder: str) -> None:
+        self.host = host
+        self.port = port
+        self.setting = setting
+        self.holder = holder
+        super().__init__(f"{host}:{port} is taken by {holder}. Stop it, or choose another port with {setting}=<port>.")
+
+
+class ProgramMissing(StackError):
+    def __init__(self, program: str, remedy: str) -> None:
+        self.program = program
+        super().__init__(f"the program {program!r} is not on the PATH. {remedy}")
+
+
+class ProgramFailed(StackError):
+    def __init__(self, name: str, reason: str, log: Path, last_lines: list[str]) -> None:
+        self.name = name
+        self.reason = reason
+        self.log = log
+        tail = "\n".join(f"  | {line}" for line in last_lines) or "  | (empty)"
+        super().__init__(f"{name} {reason}. The end of its log, {log}:\n{tail}")
+
+
+class SettingsChanged(StackError):
+    def __init__(self, differences: list[str]) -> None:
+        self.differences = differences
+        super().__init__(
+            "the stack already runs, with other settings:\n"
+            + "\n".join(f"  {difference}" for difference in differences)
+            + "\nRun `shipway down` first, or give the same settings again."
+        )
+
+
+class StackBusy(StackError):
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        super().__init__(
+            f"another `shipway up` or `shipway down` is at work on {state_dir}. Wait for it to end and try again."
+        )

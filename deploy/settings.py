@@ -1,0 +1,224 @@
+"""The one object that holds every setting, read at the edges (command line, launcher) and passed down in parts."""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deploy.errors import InvalidSettings
+
+PREFIX = "SHIPWAY_"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _below(directory: str, *parts: str) -> dict[str, Any]:
+    """Arguments of a Field whose default lies below another setting's directory, with the words to document it."""
+    return {
+        "default_factory": lambda data: data[directory].joinpath(*parts),
+        "json_schema_extra": {"default_in_words": "/".join([f"<{directory}>", *parts])},
+    }
+
+
+class StrictEnvironment(EnvSettingsSource):
+    """The environment, refusing SHIPWAY_* variables that no setting has: a typing error must not pass in silence."""
+
+    def __call__(self) -> dict[str, Any]:
+        allowed = sorted(variable(name) for name in self.settings_cls.model_fields)
+        unknown = sorted(name.upper() for name in self.env_vars if name.upper().startswith(PREFIX))
+        problems = [f"{name} is not a setting" for name in unknown if name not in allowed]
+        if problems:
+            raise InvalidSettings([*problems, "allowed are " + ", ".join(allowed)])
+        return super().__call__()
+
+
+class Settings(BaseSettings):
+    """Every setting, read from SHIPWAY_* variables or given as arguments (which win). Directories become absolute."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
+
+    state_dir: Path = Field(
+        default=Path(".shipway"),
+        description="Everything that Shipway keeps: archives, keys, databases, logs, sockets.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="The IP address where the node listens; one beyond loopback also needs `insecure`.",
+    )
+    http_port: Port = Field(default=8080, description="The node's port for HTTP/1.1, HTTP/2 and gRPC.")
+    metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz and /metrics.")
+    mlflow_port: Port = Field(default=5000, description="The port of the MLflow server that `shipway up` starts.")
+    prometheus_port: Port = Field(default=9090, description="The port of the Prometheus that `shipway up` starts.")
+    mlflow_uri: str = Field(
+        default_factory=lambda data: f"http://127.0.0.1:{data['mlflow_port']}",
+        json_schema_extra={"default_in_words": "http://127.0.0.1:<mlflow_port>"},
+        description="The MLflow tracking server to use; `shipway up` starts one only where this is left as it is.",
+    )
+    run_dir: Path = Field(
+        **_below("state_dir", "run"),
+        description="Unix sockets, mode 0700; make it short, because a socket's path is limited to 107 bytes.",
+    )
+    signing_key: Path = Field(
+        **_below("state_dir", "keys", "signing.pem"), description="The private Ed25519 key that signs archives."
+    )
+    trust_dir: Path = Field(
+        **_below("state_dir", "trust"), description="The public keys whose signatures the node accepts, one file each."
+    )
+    archives_dir: Path = Field(
+        **_below("state_dir", "archives"), description="Where archives and their signatures are written and looked for."
+    )
+    max_body_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1024, description="The largest request body that the node accepts, in bytes."
+    )
+    request_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="The longest time that one request may take at the node."
+    )
+    drain_seconds: float = Field(
+        default=30.0, ge=0, description="How long a node that was told to stop waits for requests in flight."
+    )
+    jvm_heap_mib: int = Field(default=512, ge=128, description="The largest heap of TorchServe's JVM, in MiB.")
+    insecure: bool = Field(
+        default=False, description="Allow plain HTTP without authentication beyond the loopback address."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the four names are pydantic's
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, StrictEnvironment(settings_cls)
+
+    @field_validator("state_dir", "run_dir", "signing_key", "trust_dir", "archives_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        # Children run in other working directories. normpath and not resolve: a symbolic link stays the user's choice.
+        return Path(os.path.normpath(path.expanduser().absolute()))
+
+    @field_validator("host")
+    @classmethod
+    def _is_an_address(cls, host: str) -> str:
+        return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = {name: getattr(self, name) for name in sorted(type(self).model_fields) if name.endswith("_port")}
+        if len(set(ports.values())) < len(ports):
+            found = ", ".join(f"{variable(name)}={port}" for name, port in ports.items())
+            raise ValueError(f"each port must be used once; found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _beyond_loopback_only_when_told(self) -> Self:
+        if not ipaddress.ip_address(self.host).is_loopback and not self.insecure:
+            raise ValueError(
+                f"SHIPWAY_HOST={self.host} would offer plain HTTP without authentication beyond this machine; "
+                "use a loopback address, or say SHIPWAY_INSECURE=true"
+            )
+        return self
+
+    @property
+    def client_host(self) -> str:
+        """The address under which this machine itself reaches the node, in brackets if it is an IPv6 one."""
+        address = ipaddress.ip_address(self.host)
+        if address.is_unspecified:
+            return "127.0.0.1" if address.version == 4 else "[::1]"
+        return str(address) if address.version == 4 else f"[{address}]"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.client_host}:{self.http_port}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"{self.client_host}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.client_host}:{self.metrics_port}"
+
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://127.0.0.1:{self.prometheus_port}"
+
+    @property
+    def mlflow_is_local(self) -> bool:
+        """Whether the tracking server is the one that `shipway up` starts."""
+        return self.mlflow_uri == f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def mlflow_dir(self) -> Path:
+        return self.state_dir / "mlflow"
+
+    @property
+    def prometheus_dir(self) -> Path:
+        return self.state_dir / "prometheus"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.state_dir / "logs"
+
+    @property
+    def node_dir(self) -> Path:
+        return self.state_dir / "node"
+
+    @property
+    def desired_file(self) -> Path:
+        return self.node_dir / "desired.json"
+
+    @property
+    def actual_file(self) -> Path:
+        return self.node_dir / "actual.json"
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that give a child process exactly these settings, whatever its own environment says."""
+        return {variable(name): str(getattr(self, name)) for name in sorted(type(self).model_fields)}
+
+
+def read_settings() -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        InvalidSettings: names every variable that is unknown or has a value that is not allowed, with what was found.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        # A default that depends on a refused setting was never made: that is not a second problem.
+        problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        raise InvalidSettings([_in_words(dict(problem)) for problem in problems]) from error
+
+
+def variable(name: str) -> str:
+    """The environment variable of the setting `name`."""
+    return PREFIX + name.upper()
+
+
+def settings_table() -> str:
+    """The Markdown table of all settings that the README shows."""
+    rows = [
+        f"| `{variable(name)}` | `{_default_in_words(field)}` | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _default_in_words(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "default_in_words" in extra:
+        return str(extra["default_in_words"])
+    return str(field.default)
+
+
+def _in_words(problem: dict[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    return f"{variable(str(problem['loc'][0]))}={problem['input']}: {message}"

@@ -1,0 +1,62 @@
+"""Fixtures that every suite may use: free ports, a short state directory, and no process left behind."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the folder of tests/ that it lies in (unit, integration)."""
+    for item in items:
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SHIPWAY_* variable of the person who runs the tests must not change what they test."""
+    for name in [name for name in os.environ if name.startswith("SHIPWAY_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """An empty directory with a path short enough for unix sockets below it (at most 107 bytes), removed afterwards."""
+    # pytest's tmp_path carries the test's name and is too long; this one also ignores a long TMPDIR.
+    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))  # noqa: S108 - made with mode 0700 and a random name
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    """A function that finds `count` different TCP ports that nobody listens on."""
+
+    def find(count: int) -> list[int]:
+        # All are held open together, so that the system cannot hand out one of them twice.
+        with ExitStack() as sockets:
+            held = [sockets.enter_context(socket.socket()) for _ in range(count)]
+            for one in held:
+                one.bind(("127.0.0.1", 0))
+            return [int(one.getsockname()[1]) for one in held]
+
+    return find
+
+
+@pytest.fixture
+def reaped() -> Iterator[None]:
+    """Ends, after the test, every process that it started and left; the test itself asserts where that is a fault."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    for child in left:
+        child.kill()
+    psutil.wait_procs(left, timeout=5)
