@@ -1,0 +1,107 @@
+"""The exported program of an archive, loaded without unpickling: a graph in JSON and weights in safetensors."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch._export.serde import schema as serde_schema
+from torch._export.serde import serialize as serde
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.passes import move_to_device_pass
+
+from handlers.errors import ArchiveUnusable
+
+TORCH_VERSION = "2.13.0"
+"""The only torch whose private reader of exported programs was tried here."""
+
+Program = Callable[..., tuple[torch.Tensor, ...]]
+
+# Operators that a program may call: those of torch itself, and arithmetic on sizes. Names outside would be resolved
+# to any function of the torch module, `torch.load` among them.
+_OPERATORS = ("torch.ops.aten.", "torch.ops.higher_order.", "_operator.", "torch.sym_")
+_OUR_INPUTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+
+
+def load_program(directory: Path, device: str = "cpu") -> Program:
+    """Load `program.json` and `weights.safetensors` of an unpacked archive onto `device`.
+
+    The result takes the program's inputs as positional tensors on `device` and returns its outputs as a tuple. It
+    runs in inference mode and skips the guards of the export: shapes and dtypes are for the caller to check.
+    Raises ArchiveUnusable for another torch than the one tried, and for a program or weights that do not fit.
+    """
+    # The wheel's build (+cpu, +cu130) does not change the format.
+    if torch.__version__.partition("+")[0] != TORCH_VERSION:
+        raise ArchiveUnusable(f"programs are read with torch {TORCH_VERSION} exactly; found torch {torch.__version__}")
+    try:
+        document = (directory / "program.json").read_bytes()
+        tensors = load_file(directory / "weights.safetensors")
+        program = _deserialize(document, tensors)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError, serde.SerializeError) as error:
+        raise ArchiveUnusable(f"the program in {directory} cannot be loaded: {error}") from error
+    if torch.device(device).type != "cpu":
+        program = move_to_device_pass(program, device)
+    return _bind(program)
+
+
+def _deserialize(document: bytes, tensors: dict[str, torch.Tensor]) -> ExportedProgram:
+    foreign = sorted(set(_operators(json.loads(document))))
+    if foreign:
+        raise ValueError(f"it calls {', '.join(foreign)}; allowed are operators of {', '.join(_OPERATORS)}")
+    program = serde._bytes_to_dataclass(serde_schema.ExportedProgram, document)  # noqa: SLF001 - hence one torch exactly
+    state: dict[str, torch.Tensor] = {}
+    constants: dict[str, torch.Tensor] = {}
+    for spec in program.graph_module.signature.input_specs:
+        if spec.type == "parameter":
+            name = spec.parameter.parameter_name
+            state[name] = torch.nn.Parameter(tensors[name], requires_grad=False)
+        elif spec.type == "buffer":
+            name = spec.buffer.buffer_name
+            (state if spec.buffer.persistent else constants)[name] = tensors[name]
+        elif spec.type == "tensor_constant":
+            name = spec.tensor_constant.tensor_constant_name
+            constants[name] = tensors[name]
+    # No example inputs: they are a pickle in MLflow's file, and are not in the archive.
+    return serde.ExportedProgramDeserializer().deserialize(program, state, constants)
+
+
+def _operators(node: object) -> Iterator[str]:
+    """Names of operators anywhere in the graph, nested graphs too, that a program may not call."""
+    if isinstance(node, dict):
+        target = node.get("target")
+        if isinstance(target, str) and not target.startswith(_OPERATORS):
+            yield target
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _operators(child)
+
+
+def _bind(program: ExportedProgram) -> Program:
+    """The graph as a plain function with its weights filled in.
+
+    `ExportedProgram.module()` checks guards and rebuilds trees on every call, 260 µs that would double a prediction.
+    """
+    signature = program.graph_signature
+    weights: list[torch.Tensor] = []
+    for spec in signature.input_specs:
+        if spec.kind in _OUR_INPUTS:
+            source = program.state_dict if spec.target in program.state_dict else program.constants
+            weights.append(source[str(spec.target)])
+        elif spec.kind is not InputKind.USER_INPUT:
+            raise ArchiveUnusable(f"the program takes an input of kind {spec.kind.name}; allowed are tensors")
+    for output in signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            raise ArchiveUnusable(f"the program gives an output of kind {output.kind.name}; it may not keep state")
+    # torch puts a program's own tensors before the user's inputs, in the order of the signature.
+    forward = program.graph_module.forward
+
+    @torch.inference_mode()
+    def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = forward(*weights, *inputs)
+        return outputs
+
+    return run

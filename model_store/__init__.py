@@ -1,0 +1,1 @@
+"""From data to a signed archive: training, registry, profile, golden set, packaging."""

