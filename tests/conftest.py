@@ -31,7 +31,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def state_dir() -> Iterator[Path]:
     """An empty directory with a path short enough for unix sockets below it (at most 107 bytes), removed afterwards."""
     # pytest's tmp_path carries the test's name and is too long; this one also ignores a long TMPDIR.
-    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))  # noqa: S108 - made with mode 0700 and a random name
+    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
     yield directory
     shutil.rmtree(directory)
 
