@@ -17,6 +17,9 @@ from deploy.programs import Listener
 # SHIPWAY_, which is for settings.
 MARK = "STACK_OF_SHIPWAY"
 
+# SIGKILL works at once, except on a process that waits for a disk.
+KILL_WITHIN_SECONDS = 5
+
 
 def marked(state_dir: Path) -> list[psutil.Process]:
     """The processes of the stack on `state_dir`: those that carry its mark, and their descendants."""
@@ -39,14 +42,20 @@ def end(processes: Iterable[psutil.Process], within_seconds: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.ppid() not in ours:
                 process.terminate()
-    deadline = time.monotonic() + within_seconds
-    while (left := [process for process in ours.values() if _lives(process)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    left = _left_after(within_seconds, ours.values())
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             for one in [*process.children(recursive=True), process]:
                 one.kill()
-    psutil.wait_procs(left, timeout=5)
+    _left_after(KILL_WITHIN_SECONDS, left)
+
+
+def _left_after(seconds: float, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Wait up to `seconds` for processes to end; those that have not. A zombie has ended: its parent may be slow."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -41,36 +41,36 @@ class Supervisor:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
 
-    @property
-    def _api(self) -> Any:  # noqa: ANN401 - XML-RPC has no types
+    def _call(self, method: str, *arguments: str | bool) -> Any:  # noqa: ANN401 - XML-RPC has no types
         # A new connection for each call: supervisor's transport stays unusable after one that was refused.
         transport: Any = SupervisorTransport(None, None, f"unix://{self.socket}")
-        return xmlrpc.client.ServerProxy("http://localhost", transport=transport).supervisor
+        with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as server:
+            return getattr(server.supervisor, method)(*arguments)
 
     def answers(self) -> bool:
         try:
-            self._api.getState()
+            self._call("getState")
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
             return False
         return True
 
     def pid(self) -> int:
-        return int(self._api.getPID())
+        return int(self._call("getPID"))
 
     def programs(self) -> dict[str, Supervised]:
-        return {info["name"]: _supervised(info) for info in self._api.getAllProcessInfo()}
+        return {info["name"]: _supervised(info) for info in self._call("getAllProcessInfo")}
 
     def start(self, name: str) -> None:
         """Start a program that does not run; returns at once."""
-        self._api.startProcess(name, False)  # noqa: FBT003 - XML-RPC has no named arguments: wait=False
+        self._call("startProcess", name, False)  # noqa: FBT003 - XML-RPC has no named arguments: wait=False
 
     def stop(self, name: str) -> None:
         """Stop a program, or the attempts to restart it; returns when it has ended."""
-        self._api.stopProcess(name)
+        self._call("stopProcess", name)
 
     def shutdown(self) -> None:
         """Make supervisord stop its programs and end; returns at once."""
-        self._api.shutdown()
+        self._call("shutdown")
 
 
 def _supervised(info: dict[str, Any]) -> Supervised:

@@ -36,7 +36,7 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """A function that finds `count` different TCP ports that nobody listens on."""
 

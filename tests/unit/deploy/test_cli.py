@@ -1,0 +1,67 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from deploy.cli import cli
+
+
+def shipway(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def commands(group: click.Group, *words: str) -> dict[str, click.Command]:
+    """Every command that a person can type, by its words."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found.update(commands(command, *words, name))
+        else:
+            found[" ".join([*words, name])] = command
+    return found
+
+
+@pytest.mark.parametrize("name", commands(cli))
+def test_command_has_help_and_is_in_the_readme(name: str) -> None:
+    assert commands(cli)[name].help
+    assert f"shipway {name}" in (Path(__file__).parents[3] / "README.md").read_text()
+
+
+def test_nothing_runs_in_a_new_state_directory(state_dir: Path) -> None:
+    result = shipway("status", "--json", SHIPWAY_STATE_DIR=str(state_dir / "new"))
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert set(found["urls"]) == {"http", "grpc", "metrics", "mlflow", "prometheus"}
+    assert {one["name"]: one["state"] for one in found["processes"]} == {
+        "mlflow": "STOPPED",
+        "prometheus": "STOPPED",
+        "node": "STOPPED",
+    }
+    assert found["models"] == []
+    assert not (state_dir / "new").exists()
+
+
+def test_down_is_harmless_when_nothing_runs(state_dir: Path) -> None:
+    result = shipway("down", SHIPWAY_STATE_DIR=str(state_dir / "new"))
+    assert (result.returncode, result.stdout) == (0, "Nothing runs.\n")
+
+
+def test_error_is_one_message_and_exit_code_1() -> None:
+    result = shipway("status", SHIPWAY_PORT="1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("shipway: the settings are not usable:\n  SHIPWAY_PORT is not a setting")
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert shipway("start").returncode == 2

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import InvalidSettings
+from deploy.settings import Settings, read_settings, settings_table, variable
+
+
+def test_directories_follow_the_state_directory(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    assert settings.run_dir == tmp_path / "run"
+    assert settings.signing_key == tmp_path / "keys/signing.pem"
+    assert settings.trust_dir == tmp_path / "trust"
+    assert settings.archives_dir == tmp_path / "archives"
+    assert settings.desired_file == tmp_path / "node/desired.json"
+
+
+def test_relative_directories_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(run_dir=Path("a/../short"))
+    assert settings.state_dir == tmp_path / ".shipway"
+    assert settings.run_dir == tmp_path / "short"
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIPWAY_MLFLOW_PORT", "5999")
+    settings = read_settings()
+    assert settings.mlflow_uri == "http://127.0.0.1:5999"
+    assert settings.mlflow_is_local
+
+
+def test_another_mlflow_is_not_ours() -> None:
+    assert not Settings(mlflow_uri="http://mlflow.example:5000").mlflow_is_local
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().http_port = 1  # type: ignore[misc]
+
+
+def test_unknown_variable_is_refused_with_the_allowed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIPWAY_HTPP_PORT", "1")
+    with pytest.raises(InvalidSettings, match=r"SHIPWAY_HTPP_PORT is not a setting\n  allowed are .*SHIPWAY_HTTP_PORT"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("http_port", "eighty", "SHIPWAY_HTTP_PORT=eighty: Input should be a valid integer"),
+        ("http_port", "70000", "SHIPWAY_HTTP_PORT=70000: Input should be less than or equal to 65535"),
+        ("http_port", "9090", "each port must be used once; found SHIPWAY_HTTP_PORT=9090"),
+        ("host", "example.org", "SHIPWAY_HOST=example.org: 'example.org' does not appear to be an IPv4"),
+        ("host", "0.0.0.0", "SHIPWAY_HOST=0.0.0.0 would offer plain HTTP without authentication"),
+        ("drain_seconds", "-1", "SHIPWAY_DRAIN_SECONDS=-1: Input should be greater than or equal to 0"),
+    ],
+)
+def test_bad_value_is_one_problem_in_words(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable(name), value)
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings()
+    assert len(caught.value.problems) == 1
+    assert message in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("localhost", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("10.1.2.3", "http://10.1.2.3:8080"),
+    ],
+)
+def test_urls_are_those_that_clients_here_can_use(host: str, url: str) -> None:
+    assert Settings(host=host, insecure=True).http_url == url
+
+
+def test_a_child_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parent = Settings(state_dir=tmp_path, http_port=1234, insecure=True, drain_seconds=1.5)
+    for name, value in parent.as_environment().items():
+        monkeypatch.setenv(name, value)
+    assert read_settings() == parent
+
+
+def test_every_setting_has_its_sentence() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        assert f"`{variable(name)}`" in settings_table()
+
+
+def test_readme_shows_the_settings() -> None:
+    readme = Path(__file__).parents[3] / "README.md"
+    assert settings_table() in readme.read_text(), "run: make readme"
