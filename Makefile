@@ -24,7 +24,8 @@ check: $(INSTALLED) ## Formatting, lint and strict types
 	$(BIN)/mypy
 
 load: $(INSTALLED) ## Load the running node over HTTP and gRPC for LOAD_SECONDS (default 20) and print the table
-	$(BIN)/python tests/load/run.py --seconds $(LOAD_SECONDS)
+	$(BIN)/locust --locustfile tests/load/locustfile.py --headless --only-summary --users 16 --spawn-rate 16 \
+		--run-time $(LOAD_SECONDS)s
 
 bench: $(INSTALLED) ## Compare the node with stock TorchServe, interleaved, and print the table of ratios
 	$(BIN)/python tests/bench/compare.py
@@ -41,6 +42,6 @@ prometheus:
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
