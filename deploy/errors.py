@@ -2,13 +2,18 @@
 
     ShipwayError
     ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
-    └── StackError              the programs that `shipway up` runs
-        ├── SocketPathTooLong   the run directory leaves no room for a socket's name
-        ├── PortTaken           another process listens where one of our programs should
-        ├── ProgramMissing      a program that is not a Python package is not installed
-        ├── ProgramFailed       one of our programs did not start, or did not answer in time
-        ├── SettingsChanged     the stack runs with other settings than those given now
-        └── StackBusy           another `shipway up` or `shipway down` is at work on the same state directory
+    ├── StackError              the programs that `shipway up` runs
+    │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
+    │   ├── PortTaken           another process listens where one of our programs should
+    │   ├── ProgramMissing      a program that is not a Python package is not installed
+    │   ├── ProgramFailed       one of our programs did not start, or did not answer in time
+    │   ├── SettingsChanged     the stack runs with other settings than those given now
+    │   └── StackBusy           another `shipway up` or `shipway down` is at work on the same state directory
+    └── NodeError               the node cannot go on
+        ├── NodeRuns            another node uses the same run directory
+        ├── StateFileInvalid    desired.json or actual.json is not what it should be
+        ├── LoadFailed          a version could not be brought into service
+        └── GoldenFailed        this hardware does not reproduce the version's golden outputs
 
 None of them knows about HTTP or the terminal; `deploy.cli.main` is the one place that prints them.
 """
@@ -80,3 +85,28 @@ class StackBusy(StackError):
         super().__init__(
             f"another `shipway up` or `shipway down` is at work on {state_dir}. Wait for it to end and try again."
         )
+
+
+class NodeError(ShipwayError):
+    """Something about one serving node."""
+
+
+class NodeRuns(NodeError):
+    def __init__(self, lock: Path) -> None:
+        self.lock = lock
+        super().__init__(f"another node holds {lock}; stop it, or give this one its own SHIPWAY_RUN_DIR")
+
+
+class StateFileInvalid(NodeError):
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        self.path = path
+        self.problems = problems
+        super().__init__(f"{path} is not usable: " + "; ".join(problems))
+
+
+class LoadFailed(NodeError):
+    """A version could not be brought into service; the message says what was tried and what came of it."""
+
+
+class GoldenFailed(NodeError):
+    """This hardware does not reproduce the version's golden outputs; the message names the output and the row."""

@@ -1,0 +1,204 @@
+"""What the launcher answers itself: health, metadata, metrics, and words for whoever names what is not served.
+
+Two servers: one behind Envoy on a unix socket, which speaks for the model names, and one on the node's own port for
+those who watch it.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version as package_version
+from typing import Any, Protocol
+
+from aiohttp import web
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
+
+from deploy.node.desired import Actual
+from deploy.node.reconcile import Loaded, describe
+from handlers.answer import GRPC_MESSAGE_HEADER, GRPC_STATUS_HEADER, grpc_message
+from handlers.protocol import messages
+
+logger = logging.getLogger(__name__)
+
+PROTOBUF = "application/x-protobuf"
+EXTENSIONS = ("binary_tensor_data",)
+_OK, _INVALID, _NOT_FOUND, _UNIMPLEMENTED = 0, 3, 5, 12
+
+
+class NodeView(Protocol):
+    """What the control answers are made of."""
+
+    def actual(self) -> Actual: ...
+
+    def versions(self, model: str) -> dict[int, Loaded]:
+        """Versions of `model` that are routed, the one with most weight first."""
+
+    def models(self) -> dict[str, list[int]]: ...
+
+
+def watch_app(view: NodeView, metrics: Callable[[], Awaitable[bytes]]) -> web.Application:
+    """/livez, /readyz and /metrics on the node's own port."""
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.Response(text="live\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        actual = view.actual()
+        return web.Response(
+            text="ready\n" if actual.ready else actual.reason + "\n", status=200 if actual.ready else 503
+        )
+
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=await metrics(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    app = web.Application()
+    app.router.add_get("/livez", livez)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", scrape)
+    return app
+
+
+def protocol_app(view: NodeView, max_body_bytes: int) -> web.Application:
+    """The Open Inference Protocol's health and metadata, over HTTP and over gRPC as Envoy's bridge writes it."""
+    http, grpc = _Http(view), _Grpc(view)
+    app = web.Application(client_max_size=max_body_bytes + 4096)
+    app.router.add_get("/v2", http.server)
+    app.router.add_get("/v2/health/live", http.live)
+    app.router.add_get("/v2/health/ready", http.ready)
+    for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        app.router.add_get(prefix, http.metadata)
+        app.router.add_get(f"{prefix}/ready", http.model_ready)
+    app.router.add_post(f"/{messages.SERVICE}/{{method}}", grpc.call)
+    app.router.add_route("*", "/{path:.*}", http.refuse)
+    return app
+
+
+def unknown(view: NodeView, model: str, version: str) -> str:
+    """Words for a model or version that is not in service."""
+    served = view.models()
+    if model in served:
+        versions = ", ".join(map(str, served[model]))
+        return f"version {version!r} of model {model!r} is not served here; served: {versions}"
+    return f"model {model!r} is not served here; served: {', '.join(sorted(served)) or 'none yet'}"
+
+
+class _Http:
+    def __init__(self, view: NodeView) -> None:
+        self._view = view
+
+    async def server(self, _: web.Request) -> web.Response:
+        return web.json_response(_server())
+
+    async def live(self, _: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        ready = self._view.actual().ready
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def metadata(self, request: web.Request) -> web.Response:
+        loaded = self._find(request)
+        return web.json_response(_metadata(self._view, loaded)) if loaded else self._not_found(request)
+
+    async def model_ready(self, request: web.Request) -> web.Response:
+        loaded = self._find(request)
+        if loaded is None:
+            return self._not_found(request)
+        ready = loaded.state == "READY"
+        return web.json_response({"name": loaded.model, "ready": ready}, status=200 if ready else 503)
+
+    async def refuse(self, request: web.Request) -> web.Response:
+        """A path of ours that no route took: another model or version, another method, or nothing at all."""
+        parts = request.path.strip("/").split("/")
+        if parts[0] == "predictions" and len(parts) in (2, 3):
+            model, version = parts[1], parts[2] if len(parts) == 3 else ""
+        elif parts[:2] == ["v2", "models"] and parts[-1] == "infer" and len(parts) in (4, 6):
+            model, version = parts[2], parts[4] if len(parts) == 6 else ""
+        else:
+            return _error(404, f"no such path: {request.path}")
+        if _select(self._view, model, version) is None:
+            return _error(404, unknown(self._view, model, version))
+        return _error(405, f"{request.method} is not allowed here; allowed: POST", {"allow": "POST"})
+
+    def _find(self, request: web.Request) -> Loaded | None:
+        return _select(self._view, request.match_info["model"], request.match_info.get("version", ""))
+
+    def _not_found(self, request: web.Request) -> web.Response:
+        return _error(404, unknown(self._view, request.match_info["model"], request.match_info.get("version", "")))
+
+
+class _Grpc:
+    """Unary calls out of their gRPC frame: protobuf in, protobuf out, the status in headers that the edge reads."""
+
+    def __init__(self, view: NodeView) -> None:
+        self._view = view
+        self._methods: dict[str, Callable[[bytes], web.Response]] = {
+            "ServerLive": lambda _: _protobuf(messages.ServerLiveResponse(live=True)),
+            "ServerReady": lambda _: _protobuf(messages.ServerReadyResponse(ready=view.actual().ready)),
+            "ServerMetadata": lambda _: _protobuf(ParseDict(_server(), messages.ServerMetadataResponse())),
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+        }
+
+    async def call(self, request: web.Request) -> web.Response:
+        method = self._methods.get(request.match_info["method"])
+        if method is None:
+            return _grpc_error(_UNIMPLEMENTED, f"no such method; there are {', '.join(self._methods)}")
+        try:
+            return method(await request.read())
+        except DecodeError:
+            return _grpc_error(_INVALID, f"body: not the request message of {request.match_info['method']}")
+
+    def _model_ready(self, body: bytes) -> web.Response:
+        asked = messages.ModelReadyRequest.FromString(body)
+        loaded = _select(self._view, asked.name, asked.version)
+        if loaded is None:
+            return _grpc_error(_NOT_FOUND, unknown(self._view, asked.name, asked.version))
+        return _protobuf(messages.ModelReadyResponse(ready=loaded.state == "READY"))
+
+    def _model_metadata(self, body: bytes) -> web.Response:
+        asked = messages.ModelMetadataRequest.FromString(body)
+        loaded = _select(self._view, asked.name, asked.version)
+        if loaded is None:
+            return _grpc_error(_NOT_FOUND, unknown(self._view, asked.name, asked.version))
+        return _protobuf(ParseDict(_metadata(self._view, loaded), messages.ModelMetadataResponse()))
+
+    def _infer(self, body: bytes) -> web.Response:
+        """No route took this request: say why not."""
+        asked = messages.ModelInferRequest.FromString(body)
+        if not asked.model_name:
+            return _grpc_error(_INVALID, "model_name: the name of a model is needed")
+        if _select(self._view, asked.model_name, asked.model_version) is None:
+            return _grpc_error(_NOT_FOUND, unknown(self._view, asked.model_name, asked.model_version))
+        return _grpc_error(
+            _INVALID, "model_name and model_version must be the first fields of the message: the node routes by them"
+        )
+
+
+def _select(view: NodeView, model: str, version: str) -> Loaded | None:
+    versions = view.versions(model)
+    if not version:
+        return next(iter(versions.values()), None)
+    return versions.get(int(version)) if version.isascii() and version.isdigit() else None
+
+
+def _server() -> dict[str, Any]:
+    return {"name": "shipway", "version": package_version("shipway"), "extensions": list(EXTENSIONS)}
+
+
+def _metadata(view: NodeView, loaded: Loaded) -> dict[str, Any]:
+    return {**describe(loaded), "versions": [str(version) for version in view.models()[loaded.model]]}
+
+
+def _error(status: int, words: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": words}, status=status, headers=headers)
+
+
+def _protobuf(message: Any) -> web.Response:
+    return web.Response(body=message.SerializeToString(), content_type=PROTOBUF)
+
+
+def _grpc_error(status: int, words: str) -> web.Response:
+    headers = {GRPC_STATUS_HEADER: str(status), GRPC_MESSAGE_HEADER: grpc_message(words)}
+    return web.Response(body=b"", content_type=PROTOBUF, headers=headers)

@@ -1,0 +1,125 @@
+"""What a node should serve (`desired.json`) and what it serves (`actual.json`): two files, each replaced whole."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deploy.errors import StateFileInvalid
+from model_store.files import write_atomically
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Model names go into paths, statistics and metric labels as they are."""
+
+ModelName = Annotated[str, Field(pattern=f"^{MODEL_NAME.pattern}$")]
+Digest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
+State = Literal["LOADING", "READY", "FAILED"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DesiredVersion(_Frozen):
+    """One version of an endpoint. Weight 0: loaded, and answering only those who pin it."""
+
+    version: int = Field(ge=1)
+    digest: Digest
+    weight: int = Field(ge=0, le=100)
+
+
+class DesiredEndpoint(_Frozen):
+    """One model name in service. The weights of its versions add up to 100."""
+
+    model: ModelName
+    versions: tuple[DesiredVersion, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        numbers = [version.version for version in self.versions]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"every version once; found {numbers}")
+        if (total := sum(version.weight for version in self.versions)) != 100:
+            raise ValueError(f"the weights must add up to 100; found {total}")
+        return self
+
+
+class Desired(_Frozen):
+    endpoints: tuple[DesiredEndpoint, ...] = ()
+
+    @model_validator(mode="after")
+    def _models_once(self) -> Self:
+        models = [endpoint.model for endpoint in self.endpoints]
+        if len(set(models)) != len(models):
+            raise ValueError(f"every model once; found {models}")
+        return self
+
+    def endpoint(self, model: str) -> DesiredEndpoint | None:
+        return next((endpoint for endpoint in self.endpoints if endpoint.model == model), None)
+
+
+class ActualVersion(_Frozen):
+    version: int
+    digest: str
+    weight: int
+    state: State
+    reason: str = ""
+    """Why it is not READY, in words."""
+
+
+class ActualEndpoint(_Frozen):
+    model: str
+    versions: tuple[ActualVersion, ...]
+
+
+class Actual(_Frozen):
+    pid: int
+    ready: bool
+    reason: str = ""
+    """Why the node is not ready, in words."""
+    endpoints: tuple[ActualEndpoint, ...] = ()
+
+
+_File = TypeVar("_File", Desired, Actual)
+
+
+def read_desired(path: Path) -> Desired:
+    """The desired state; nothing at all where there is no file yet. Raises StateFileInvalid."""
+    return _read(path, Desired) or Desired()
+
+
+def read_actual(path: Path) -> Actual | None:
+    """What the node last said of itself, None where it has never run. Raises StateFileInvalid."""
+    return _read(path, Actual)
+
+
+def write_state(path: Path, state: Desired | Actual) -> None:
+    write_atomically(path, state.model_dump_json(indent=2).encode() + b"\n")
+
+
+def serve(path: Path, model: str, version: int, digest: str) -> Desired:
+    """Give all of `model`'s traffic to `version`; the version that had it stays loaded at weight 0, others go."""
+    desired = read_desired(path)
+    kept = desired.endpoint(model)
+    warm = [v for v in kept.versions if v.weight > 0 and v.version != version] if kept else []
+    if kept and not warm:
+        warm = [v for v in kept.versions if v.version != version]
+    versions = (
+        DesiredVersion(version=version, digest=digest, weight=100),
+        *(v.model_copy(update={"weight": 0}) for v in warm),
+    )
+    others = (endpoint for endpoint in desired.endpoints if endpoint.model != model)
+    changed = Desired(endpoints=(*others, DesiredEndpoint(model=model, versions=versions)))
+    write_state(path, changed)
+    return changed
+
+
+def _read(path: Path, kind: type[_File]) -> _File | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}; found {p['input']!r}" for p in error.errors()]
+        raise StateFileInvalid(path, problems) from error

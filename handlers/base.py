@@ -1,0 +1,169 @@
+"""The main path of every handler: decode, check, predict, encode, count. Items of a batch fail alone."""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from handlers import worker_io
+from handlers.answer import GRPC, HTTP, Call, fail, succeed
+from handlers.errors import InvalidRequest, PredictionFailed, RequestRefused, listed, shown
+from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
+from handlers.program import load_program
+from handlers.protocol import oip_grpc, oip_json
+from handlers.slots import DriftCounter, take_slot
+from handlers.tensors import InferRequest, Tensor
+from monitoring.profile import Profile
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request, checked and encoded: `inputs` are the program's arrays, with `rows` rows each."""
+
+    call: Call
+    request: InferRequest
+    inputs: tuple[Array, ...]
+    rows: int
+    single: bool = False
+    """Whether plain JSON came as one object, so that one object goes back."""
+
+
+class BaseHandler(ABC):
+    """What TorchServe's worker loads. A kind of model is a subclass with the three hooks at the end."""
+
+    def initialize(self, context: Any) -> None:
+        """Called once by the worker. Raising ends it, with the reason in TorchServe's log."""
+        self.directory = Path(context.system_properties["model_dir"])
+        self.model: str = context.manifest["model"]["modelName"]
+        self.version: str = context.manifest["model"]["modelVersion"]
+        # One row of a table is less work than waking a second thread; workers are what uses the cores.
+        torch.set_num_threads(1)
+        self._program = load_program(self.directory)
+        profile_json = (self.directory / "profile.json").read_bytes()
+        metrics_directory = Path(os.environ[METRICS_DIRECTORY])
+        slot = take_slot(metrics_directory)
+        self._metrics = WorkerMetrics(metrics_directory, slot, self.model, self.version)
+        self._drift = DriftCounter(metrics_directory, slot, Profile.from_json(profile_json), profile_json)
+        self.load()
+        worker_io.install()
+
+    def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch: one body an item, its status and headers in `context`."""
+        answers: list[bytes] = [b""] * len(data)
+        items: list[Item] = []
+        for index, entry in enumerate(data):
+            call = Call.read(index, entry, context)
+            try:
+                items.append(self._check_outputs(self.decode(call)))
+            except RequestRefused as error:
+                answers[index] = fail(context, call, error)
+                self._answered(call, "refused")
+        if items:
+            self._predict(items, context, answers)
+        self._metrics.batch(len(data))
+        return answers
+
+    def _predict(self, items: list[Item], context: Any, answers: list[bytes]) -> None:
+        try:
+            inputs, outputs = self._run(items)
+        except Exception as error:  # whatever a model raises: the others of the batch still get their answers
+            if len(items) > 1:
+                for item in items:
+                    self._predict([item], context, answers)
+                return
+            logger.exception("the model failed on one request")
+            answers[items[0].call.index] = fail(context, items[0].call, PredictionFailed(error))
+            self._answered(items[0].call, "failed")
+            return
+        ends = np.cumsum([0, *(item.rows for item in items)])
+        for item, (start, end) in zip(items, pairwise(ends), strict=True):
+            answers[item.call.index] = self._encode(item, [output[start:end] for output in outputs], context)
+        self._count(items, inputs, outputs)
+        for item in items:
+            self._answered(item.call, "ok")
+
+    def _run(self, items: list[Item]) -> tuple[list[Array], list[Array]]:
+        if len(items) == 1:
+            inputs = list(items[0].inputs)
+        else:
+            inputs = [np.concatenate(parts) for parts in zip(*(item.inputs for item in items), strict=True)]
+        with torch.inference_mode():
+            outputs = self._program(*(torch.from_numpy(array) for array in inputs))
+        return inputs, [output.numpy() for output in outputs]
+
+    def _encode(self, item: Item, outputs: list[Array], context: Any) -> bytes:
+        tensors = self.outputs(outputs)
+        call, request = item.call, item.request
+        if request.requested:
+            tensors = [tensor for tensor in tensors if tensor.name in request.requested]
+        if call.protocol == GRPC:
+            body = oip_grpc.encode(self.model, self.version, request, tensors)
+            return succeed(context, call.index, body, oip_grpc.CONTENT_TYPE, {})
+        if call.protocol == HTTP:
+            body, headers = oip_json.encode(self.model, self.version, request, tensors)
+            return succeed(context, call.index, body, oip_json.content_type(headers), headers)
+        return succeed(context, call.index, self.encode_plain(tensors, item), "application/json", {})
+
+    def _check_outputs(self, item: Item) -> Item:
+        if unknown := [name for name in item.request.requested if name not in self.output_names]:
+            raise InvalidRequest("outputs", f"unknown output {shown(unknown[0])}", allowed=listed(self.output_names))
+        return item
+
+    def _count(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
+        """Counting must never cost an answer: a fault in it is itself counted, and logged."""
+        if any(item.call.replay for item in items):
+            return
+        try:
+            self.count(self._drift, inputs, outputs)
+        except Exception:
+            logger.exception("a batch was answered but not counted")
+            self._metrics.monitor_error()
+
+    def _answered(self, call: Call, outcome: Outcome) -> None:
+        if not call.replay:
+            self._metrics.answered(call.protocol, outcome, call.seconds_since_arrival())
+
+    # The hooks of a kind of model, in the order in which a request meets them.
+
+    output_names: tuple[str, ...]
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read what `self.directory` holds beyond the program, and set `output_names`."""
+
+    @abstractmethod
+    def decode(self, call: Call) -> Item:
+        """Read and check one request. Raises RequestRefused for whatever a client can get wrong."""
+
+    @abstractmethod
+    def outputs(self, arrays: list[Array]) -> list[Tensor]:
+        """The program's outputs for one request as named tensors."""
+
+    @abstractmethod
+    def encode_plain(self, tensors: list[Tensor], item: Item) -> bytes:
+        """The answer of `/predictions/NAME`."""
+
+    @abstractmethod
+    def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
+        """Count the batch's rows into the profile's bins."""
+
+
+def decode_oip(call: Call) -> InferRequest:
+    """The request of either form of the Open Inference Protocol."""
+    if call.protocol == GRPC:
+        call.check_content_type((oip_grpc.CONTENT_TYPE,))
+        return oip_grpc.decode(call.body)
+    call.check_content_type(oip_json.CONTENT_TYPES)
+    return oip_json.decode(call.body, call.headers.get(oip_json.HEADER_LENGTH))

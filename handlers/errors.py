@@ -1,0 +1,80 @@
+"""What a handler may answer to a client instead of a prediction.
+
+    HandlerError
+    ├── RequestRefused               the client's mistake: this item alone gets it, its neighbours are answered
+    │   ├── InvalidRequest           a field is wrong, missing or unknown
+    │   ├── UnsupportedContentType   the body is of a kind that this path does not read
+    │   └── UnsupportedEncoding      the body is compressed in a way that this node does not unpack
+    ├── PredictionFailed             the model raised on this item
+    └── ArchiveUnusable              the archive's files do not fit this worker: it cannot start
+
+None of them knows a protocol: `handlers/answer.py` translates them for HTTP and gRPC.
+"""
+
+from collections.abc import Iterable
+
+MAX_LISTED = 12
+MAX_SHOWN_CHARACTERS = 80
+
+
+class HandlerError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class RequestRefused(HandlerError):
+    """The request cannot be answered and repeating it unchanged will not help."""
+
+
+class InvalidRequest(RequestRefused):
+    """A field of the request is wrong.
+
+    The message is built from facts: which field, what is wrong with it, what was found, what is allowed.
+    """
+
+    def __init__(self, field: str, problem: str, *, found: object = None, allowed: str = "") -> None:
+        self.field = field
+        self.problem = problem
+        self.found = found
+        self.allowed = allowed
+        message = f"{field}: {problem}"
+        if found is not None:
+            message += f"; found {shown(found)}"
+        if allowed:
+            message += f"; allowed: {allowed}"
+        super().__init__(message)
+
+
+class UnsupportedContentType(RequestRefused):
+    def __init__(self, found: str, allowed: Iterable[str]) -> None:
+        self.found = found
+        self.allowed = tuple(allowed)
+        super().__init__(f"content-type: {shown(found)} is not read here; allowed: {', '.join(self.allowed)}")
+
+
+class UnsupportedEncoding(RequestRefused):
+    def __init__(self, field: str, found: str) -> None:
+        self.field = field
+        self.found = found
+        super().__init__(f"{field}: {shown(found)} is not unpacked here; allowed: identity")
+
+
+class PredictionFailed(HandlerError):
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"the model failed on this input: {type(cause).__name__}")
+
+
+class ArchiveUnusable(HandlerError):
+    pass
+
+
+def shown(value: object) -> str:
+    """`value` as a client may see it: quoted when text, one line, never long."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, the first dozen of many."""
+    names = list(names)
+    text = ", ".join(names[:MAX_LISTED])
+    return text if len(names) <= MAX_LISTED else f"{text} and {len(names) - MAX_LISTED} more"

@@ -1,0 +1,67 @@
+"""A worker's own metrics, in prometheus_client's multiprocess files bound to the worker's slot."""
+
+from pathlib import Path
+from typing import Literal
+
+import prometheus_client.values
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.values import MultiProcessValue
+
+from handlers.slots import Slot
+from monitoring import names
+
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""Where workers count; the node sets it in TorchServe's environment, under the metrics library's own name."""
+
+Outcome = Literal["ok", "refused", "failed"]
+
+
+class WorkerMetrics:
+    """Metrics of one version in this worker. Children are kept, because looking labels up costs as much as counting."""
+
+    def __init__(self, directory: Path, slot: Slot, model: str, version: str) -> None:
+        # The library decides how values are stored when it is imported, by an environment variable, and names the
+        # files by process; a slot's number instead keeps their number bounded over restarts.
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is not there: the node makes it before it starts a worker")
+        prometheus_client.values.ValueClass = MultiProcessValue(lambda: slot.number)
+        registry = CollectorRegistry()
+        self._labels = {"model": model, "version": version}
+        self._seconds = Histogram(
+            names.REQUEST_SECONDS.name,
+            names.REQUEST_SECONDS.help,
+            names.REQUEST_SECONDS.labels,
+            buckets=names.LATENCY_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._requests = Counter(names.REQUESTS.name, names.REQUESTS.help, names.REQUESTS.labels, registry=registry)
+        self._batches = Histogram(
+            names.BATCH_REQUESTS.name,
+            names.BATCH_REQUESTS.help,
+            names.BATCH_REQUESTS.labels,
+            buckets=names.BATCH_BUCKETS,
+            registry=registry,
+        ).labels(**self._labels)
+        self._errors = Counter(
+            names.MONITOR_ERRORS.name, names.MONITOR_ERRORS.help, names.MONITOR_ERRORS.labels, registry=registry
+        ).labels(**self._labels)
+        self._children: dict[tuple[str, Outcome], tuple[Histogram, Counter]] = {}
+
+    def answered(self, protocol: str, outcome: Outcome, seconds: float | None) -> None:
+        """One request was answered `seconds` after it reached the edge (None: the edge did not say when)."""
+        children = self._children.get((protocol, outcome))
+        if children is None:
+            children = (
+                self._seconds.labels(protocol=protocol, **self._labels),
+                self._requests.labels(protocol=protocol, outcome=outcome, **self._labels),
+            )
+            self._children[protocol, outcome] = children
+        if seconds is not None:
+            children[0].observe(max(seconds, 0.0))
+        children[1].inc()
+
+    def batch(self, requests: int) -> None:
+        self._batches.observe(requests)
+
+    def monitor_error(self) -> None:
+        self._errors.inc()

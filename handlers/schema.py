@@ -1,0 +1,168 @@
+"""The columns of a table model, and the only check between a client's columns and the program's tensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from handlers.errors import ArchiveUnusable, InvalidRequest, listed, shown
+
+Numbers = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
+
+_NUMBER_TYPES = {int, float, type(None)}
+
+
+@dataclass(frozen=True)
+class NumberColumn:
+    """A float32 column. A missing value is NaN (`null` in JSON), allowed only where `nullable`."""
+
+    name: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class CategoryColumn:
+    """A text column. The code of a category is its index; `other`, where trained, has the code after the last."""
+
+    name: str
+    vocabulary: tuple[str, ...]
+    other: bool = True
+    codes: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", {name: code for code, name in enumerate(self.vocabulary)})
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    name: str
+    dtype: Literal["float32"] = "float32"
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """`schema.json` of a version: what a row holds and how it becomes the program's two tensors.
+
+    The program takes `numbers`, float32 of shape [rows, len(numbers)], and `codes`, int64 of shape
+    [rows, len(categories)], in the order of the columns here.
+    """
+
+    numbers: tuple[NumberColumn, ...]
+    categories: tuple[CategoryColumn, ...]
+    outputs: tuple[OutputColumn, ...]
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "TableSchema":
+        """Raises ArchiveUnusable for a file that is not a schema."""
+        try:
+            document = orjson.loads(text)
+            columns = document["columns"]
+            return cls(
+                numbers=tuple(NumberColumn(c["name"], bool(c["nullable"])) for c in columns if c["dtype"] == "float32"),
+                categories=tuple(
+                    CategoryColumn(c["name"], tuple(c["vocabulary"]), bool(c["other"]))
+                    for c in columns
+                    if c["dtype"] == "string"
+                ),
+                outputs=tuple(OutputColumn(c["name"], c["dtype"]) for c in document["outputs"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArchiveUnusable(f"schema.json cannot be read: {error!r}") from error
+
+    def to_json(self) -> bytes:
+        numbers: list[dict[str, Any]] = [
+            {"name": c.name, "dtype": "float32", "nullable": c.nullable} for c in self.numbers
+        ]
+        categories = [
+            {"name": c.name, "dtype": "string", "vocabulary": list(c.vocabulary), "other": c.other}
+            for c in self.categories
+        ]
+        outputs = [{"name": c.name, "dtype": c.dtype} for c in self.outputs]
+        document = {"columns": numbers + categories, "outputs": outputs}
+        return orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, numbers first."""
+        return tuple(c.name for c in (*self.numbers, *self.categories))
+
+    def encode(self, columns: Mapping[str, Sequence[object] | npt.NDArray[Any]]) -> tuple[Numbers, Codes]:
+        """The program's tensors for columns of equal length, at least one row.
+
+        Number columns are numpy arrays, or lists of int, float and None; category columns are lists of str or
+        UTF-8 bytes. Raises InvalidRequest naming the column, what was found and what is allowed.
+        """
+        self._check_names(columns)
+        rows = len(next(iter(columns.values())))
+        numbers: Numbers = np.empty((rows, len(self.numbers)), dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused below in words
+            for position, number in enumerate(self.numbers):
+                numbers[:, position] = _numbers(number.name, columns[number.name])
+        self._check_finite(numbers)
+        codes: Codes = np.empty((rows, len(self.categories)), dtype=np.int64)
+        for position, category in enumerate(self.categories):
+            codes[:, position] = _codes(category, columns[category.name])
+        return numbers, codes
+
+    def _check_names(self, columns: Mapping[str, object]) -> None:
+        if columns.keys() == set(self.names):
+            return
+        if missing := [name for name in self.names if name not in columns]:
+            raise InvalidRequest("columns", f"missing {listed(missing)}", allowed=listed(self.names))
+        unknown = [shown(name) for name in columns if name not in self.names]
+        raise InvalidRequest("columns", f"unknown {listed(unknown)}", allowed=listed(self.names))
+
+    def _check_finite(self, numbers: Numbers) -> None:
+        """One pass over all values; the search for the culprit is made only when there is one."""
+        if np.isfinite(numbers).all():
+            return
+        for position, column in enumerate(self.numbers):
+            values = numbers[:, position]
+            bad = np.isinf(values) if column.nullable else ~np.isfinite(values)
+            if bad.any():
+                row = int(bad.argmax())
+                found = "a missing value" if np.isnan(values[row]) else "a number that float32 cannot hold"
+                allowed = "finite numbers or null" if column.nullable else "finite numbers"
+                raise InvalidRequest(f"column {column.name!r}, row {row}", "wrong value", found=found, allowed=allowed)
+
+
+def _numbers(name: str, values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values
+    if not set(map(type, values)) <= _NUMBER_TYPES:
+        row, value = next((r, v) for r, v in enumerate(values) if type(v) not in _NUMBER_TYPES)
+        raise InvalidRequest(f"column {name!r}, row {row}", "wrong type", found=value, allowed="a number or null")
+    try:
+        return np.array(values, dtype=np.float64)
+    except OverflowError:
+        raise InvalidRequest(f"column {name!r}", "a number is too large", allowed="float32 numbers") from None
+
+
+def _codes(column: CategoryColumn, values: Sequence[object] | npt.NDArray[Any]) -> list[int]:
+    codes = []
+    for row, value in enumerate(values):
+        code = column.codes.get(_text(column.name, row, value), len(column.vocabulary))
+        if code == len(column.vocabulary) and not column.other:
+            raise InvalidRequest(
+                f"column {column.name!r}, row {row}",
+                "unknown category",
+                found=value,
+                allowed=listed(column.vocabulary),
+            )
+        codes.append(code)
+    return codes
+
+
+def _text(name: str, row: int, value: object) -> str:
+    if type(value) is str:
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            value = cast(object, "bytes that are not UTF-8")
+    raise InvalidRequest(f"column {name!r}, row {row}", "wrong type", found=value, allowed="a string")

@@ -1,0 +1,83 @@
+"""Counters that outlive their worker: fixed arrays of int64 in memory-mapped files, one per worker slot.
+
+A worker takes the first slot whose lock is free; its death frees the lock, whatever killed it, and the next worker
+goes on counting in the same file. So nothing is lost, nothing is counted twice, and files do not pile up.
+"""
+
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from monitoring.profile import Profile
+
+MAX_SLOTS = 1024
+ROWS = 0
+"""Index of the number of rows; the profile's bins follow it."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A worker's place among all workers of the node, held until the process ends."""
+
+    number: int
+    lock: int  # file descriptor; closing it would give the slot away
+
+
+def take_slot(directory: Path) -> Slot:
+    """The first free slot below `directory`. OSError when none of `MAX_SLOTS` is free."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(MAX_SLOTS):
+        lock = os.open(directory / f"slot-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+        else:
+            return Slot(number, lock)
+    raise OSError(f"no worker slot is free in {directory}: all {MAX_SLOTS} are taken")
+
+
+class DriftCounter:
+    """Counts rows into the bins of one version's profile, in this worker's slot."""
+
+    def __init__(self, directory: Path, slot: Slot, profile: Profile, profile_json: bytes) -> None:
+        self._binner = profile.binner()
+        path = counters_directory(directory, profile_json) / f"{slot.number}.i64"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = 1 + profile.layout.size
+        # Sparse zeros appear by growing the file; an existing file of a dead worker keeps its counts.
+        with open(path, "ab") as file:
+            file.truncate(size * 8)
+        self._counts: IntArray = np.memmap(path, dtype=np.int64, mode="r+", shape=(size,))
+        self._bins = self._counts[1:]
+
+    def count(self, numbers: npt.NDArray[np.float32], codes: IntArray, outputs: npt.NDArray[np.float32]) -> None:
+        """Count n rows: numbers [n, F], codes [n, C], outputs [n, O], in the order of the profile's features."""
+        bins = self._binner(numbers, codes, outputs)
+        if len(bins) == 1:
+            self._bins[bins[0]] += 1  # a row's bins differ, so plain indexing counts each once
+        else:
+            self._bins += np.bincount(bins.ravel(), minlength=len(self._bins))
+        self._counts[ROWS] += len(bins)
+
+
+def read_counts(directory: Path, profile: Profile, profile_json: bytes) -> IntArray:
+    """Counts of all slots added up, int64 [1 + bins]: the rows, then each bin."""
+    total: IntArray = np.zeros(1 + profile.layout.size, dtype=np.int64)
+    for path in counters_directory(directory, profile_json).glob("*.i64"):
+        counts = np.fromfile(path, dtype=np.int64)
+        if len(counts) == len(total):  # a file that is being made may still be short, and is all zeros then
+            total += counts
+    return total
+
+
+def counters_directory(directory: Path, profile_json: bytes) -> Path:
+    """Where the slots of one version count: named by its profile, so that no other layout is ever added to them."""
+    return directory / hashlib.sha256(profile_json).hexdigest()[:16]

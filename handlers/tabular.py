@@ -1,0 +1,74 @@
+"""Tables: named columns in, the program's `numbers` and `codes` out, every value checked against the schema."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from handlers.answer import ROWS, Call
+from handlers.base import Array, BaseHandler, Item, decode_oip
+from handlers.errors import InvalidRequest, listed, shown
+from handlers.protocol import rows
+from handlers.schema import TableSchema
+from handlers.slots import DriftCounter
+from handlers.tensors import InferRequest, Tensor
+
+
+class TabularHandler(BaseHandler):
+    """Serves a table model by its `schema.json`. Over the Open Inference Protocol each column is an input tensor."""
+
+    def load(self) -> None:
+        self.schema = TableSchema.from_json((self.directory / "schema.json").read_bytes())
+        self.output_names = tuple(output.name for output in self.schema.outputs)
+
+    def decode(self, call: Call) -> Item:
+        if call.protocol == ROWS:
+            call.check_content_type(rows.CONTENT_TYPES)
+            lists, single = rows.decode(call.body, self.schema.names)
+            request, columns = InferRequest(()), lists
+        else:
+            request, single = decode_oip(call), False
+            columns = self._columns(request)
+        inputs = self.schema.encode(columns)
+        return Item(call, request, inputs, len(inputs[0]), single)
+
+    def _columns(self, request: InferRequest) -> Mapping[str, Any]:
+        columns: dict[str, Any] = {}
+        text = {column.name for column in self.schema.categories}
+        count: int | None = None
+        for tensor in request.inputs:
+            field = f"input {shown(tensor.name)}"
+            if tensor.name in columns:
+                raise InvalidRequest(field, "the same column twice", allowed=listed(self.schema.names))
+            if len(tensor.shape) > 2 or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
+                raise InvalidRequest(field, "wrong shape", found=list(tensor.shape), allowed="[rows] or [rows, 1]")
+            if tensor.name in self.schema.names:
+                _check_datatype(tensor, text=tensor.name in text)
+            count = tensor.shape[0] if count is None else count
+            if tensor.shape[0] != count:
+                raise InvalidRequest(
+                    field, "as many rows as the other inputs", found=tensor.shape[0], allowed=f"{count}"
+                )
+            columns[tensor.name] = tensor.values
+        if not count:
+            raise InvalidRequest("inputs", "empty batch", found="no rows", allowed="at least one row")
+        return columns
+
+    def outputs(self, arrays: list[Array]) -> list[Tensor]:
+        return [Tensor(name, "FP32", array.shape, array) for name, array in zip(self.output_names, arrays, strict=True)]
+
+    def encode_plain(self, tensors: list[Tensor], item: Item) -> bytes:
+        return rows.encode(tensors, item.single)
+
+    def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
+        drift.count(inputs[0], inputs[1], np.stack(outputs, axis=1))
+
+
+def _check_datatype(tensor: Tensor, *, text: bool) -> None:
+    field = f"input {shown(tensor.name)}"
+    if text and tensor.datatype != "BYTES":
+        raise InvalidRequest(field, "wrong datatype for a text column", found=tensor.datatype, allowed="BYTES")
+    if not text and tensor.datatype in ("BYTES", "BOOL"):
+        raise InvalidRequest(
+            field, "wrong datatype for a number column", found=tensor.datatype, allowed="FP32, or another number type"
+        )
