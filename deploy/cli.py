@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deploy.errors import ShipwayError
 from deploy.settings import Settings, read_settings
+from model_store.errors import ModelStoreError
 
 pass_settings = click.make_pass_decorator(Settings)
 
@@ -56,6 +57,59 @@ def status(settings: Settings, *, as_json: bool) -> None:
         Console().print(found.table())
 
 
+@cli.group()
+def keys() -> None:
+    """Keys that sign archives."""
+
+
+@keys.command("create")
+@pass_settings
+def create_keys(settings: Settings) -> None:
+    """Make the key pair that signs archives, and let the node trust it."""
+    from model_store.signing import create_key
+
+    click.echo(f"{create_key(settings.signing_key, settings.trust_dir)} {settings.signing_key}")
+
+
+@cli.command()
+@pass_settings
+def train(settings: Settings) -> None:
+    """Train the flights model on January to April and register it."""
+    from model_store import training
+
+    training.train(settings.mlflow_uri, console=Console())
+
+
+@cli.command()
+@click.argument("uri")
+@pass_settings
+def package(settings: Settings, uri: str) -> None:
+    """Write and sign the archive of URI: models:/NAME/VERSION or models:/NAME@ALIAS."""
+    from model_store import package as packaging
+
+    packaged = packaging.package(
+        uri,
+        tracking_uri=settings.mlflow_uri,
+        archives_dir=settings.archives_dir,
+        signing_key=settings.signing_key,
+    )
+    click.echo(f"{packaged.archive}\n{packaged.digest}")
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("version", type=click.IntRange(min=1))
+@pass_settings
+def serve(settings: Settings, name: str, version: int) -> None:
+    """Give all traffic of the model NAME to its packaged VERSION."""
+    from deploy.node import desired
+    from deploy.packaged import packaged_digest
+
+    digest = packaged_digest(settings.archives_dir, name, version)
+    desired.serve(settings.desired_file, name, version, digest)
+    click.echo(f"{name} version {version} {digest} is asked for; see: shipway status")
+
+
 @cli.command()
 @pass_settings
 def node(settings: Settings) -> None:
@@ -78,7 +132,7 @@ def main() -> None:
     """Run the command line: exit code 0 when it did what was asked, 1 for an error in words, 2 for wrong usage."""
     try:
         cli()
-    except ShipwayError as error:
+    except (ShipwayError, ModelStoreError) as error:
         click.echo(f"shipway: {error}", err=True)
         sys.exit(1)
 

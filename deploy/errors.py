@@ -2,6 +2,7 @@
 
     ShipwayError
     ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
+    ├── NotPackaged             no archive of the version that should be served
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -29,6 +30,18 @@ class InvalidSettings(ShipwayError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("the settings are not usable:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+class NotPackaged(ShipwayError):
+    def __init__(self, archives_dir: Path, model: str, version: int, packaged: list[tuple[str, int]]) -> None:
+        self.model = model
+        self.version = version
+        self.packaged = packaged
+        found = ", ".join(f"{name} {number}" for name, number in packaged) or "nothing"
+        super().__init__(
+            f"{archives_dir} has no archive of {model} version {version}; found {found}. "
+            f"Make it: shipway package models:/{model}/{version}"
+        )
 
 
 class StackError(ShipwayError):

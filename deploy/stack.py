@@ -19,6 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.errors import ProgramFailed, ProgramMissing, SettingsChanged, StackBusy
+from deploy.node.desired import read_actual
 from deploy.processes import MARK, check_free, end, marked
 from deploy.programs import Program, environment, programs, prometheus_config
 from deploy.settings import Settings
@@ -247,16 +248,13 @@ def _shut_down(supervisor: Supervisor, settings: Settings) -> None:
 
 def _models(actual_file: Path) -> list[ModelStatus]:
     """The versions that a running node has loaded, from the file that it keeps."""
-    try:
-        actual = json.loads(actual_file.read_text())
-    except FileNotFoundError:
-        return []
-    if not psutil.pid_exists(actual["pid"]):
+    actual = read_actual(actual_file)
+    if actual is None or not psutil.pid_exists(actual.pid):
         return []
     return [
-        ModelStatus(endpoint["model"], one["version"], one["digest"], one["weight"], one["state"])
-        for endpoint in actual["endpoints"]
-        for one in endpoint["versions"]
+        ModelStatus(endpoint.model, one.version, one.digest, one.weight, one.state)
+        for endpoint in actual.endpoints
+        for one in endpoint.versions
     ]
 
 

@@ -81,7 +81,8 @@ def raw(column: "pd.Series[Any]", datatype: str) -> bytes:
     if datatype == "BYTES":
         packed: bytes = serialize_byte_tensor(np.array(column.tolist(), dtype=np.object_)).item()
         return packed
-    return column.to_numpy(dtype=np.float32).tobytes()
+    floats: bytes = column.to_numpy(dtype=np.float32).tobytes()
+    return floats
 
 
 def endless_requests() -> Iterator[Request]:
@@ -177,5 +178,5 @@ def silence_is_failure(environment: Environment, **_: object) -> None:
         environment.process_exit_code = 1
 
 
-events.quitting.add_listener(silence_is_failure)
+events.quitting.add_listener(silence_is_failure)  # type: ignore[no-untyped-call]
 REQUESTS = prepared_requests()

@@ -1,0 +1,258 @@
+"""`shipway demo`: the whole way on real data, from training to the answers to three real flights.
+
+The stack keeps running afterwards. A second demo trains the next version and puts it in service; the version before it
+stays loaded, and answers whoever pins it.
+"""
+
+import json
+import shlex
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from deploy import stack
+from deploy.errors import LoadFailed
+from deploy.node.desired import ActualVersion, read_actual, serve
+from deploy.settings import Settings
+from handlers.protocol.messages import SERVICE, ModelInferRequest, ModelInferResponse
+from model_store import flights
+from model_store.package import PackagedVersion, package
+from model_store.signing import create_key
+from model_store.training import train
+
+MODEL = "flights"
+READY_WITHIN_SECONDS = 120
+POLL_SECONDS = 0.2
+TIMEOUT_SECONDS = 30
+
+# Three kinds of departure, by the delay in minutes: on time, late enough to be undecided, and far too late.
+DEPARTURES = ((-10, 0), (15, 25), (60, 180))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the node said about one flight, and over which protocol."""
+
+    protocol: str
+    probability: float
+    version: str
+    prediction_id: str
+
+
+def run(settings: Settings, console: Console) -> None:
+    """Do all of it.
+
+    Raises:
+        ShipwayError, ModelStoreError: whatever stood in the way, in words.
+    """
+    started = time.monotonic()
+    _chapter(console, 1, "Start MLflow, Prometheus and a serving node")
+    if not settings.signing_key.exists():
+        key = create_key(settings.signing_key, settings.trust_dir)
+        console.print(f"made a key to sign archives with, {key}, and told the node to trust it")
+    stack.up(settings, console)
+
+    _chapter(console, 2, "Train on the flights of January to April, validate on May, register")
+    registered = train(settings.mlflow_uri, model=MODEL, console=console)
+
+    _chapter(console, 3, "Package and sign")
+    packaged = package(
+        f"models:/{registered.model}/{registered.version}",
+        tracking_uri=settings.mlflow_uri,
+        archives_dir=settings.archives_dir,
+        signing_key=settings.signing_key,
+    )
+    console.print(f"{packaged.archive.name}\n{packaged.digest}")
+
+    _chapter(console, 4, "Serve: verify, load, reproduce the golden set")
+    serve(settings.desired_file, packaged.model, packaged.version, packaged.digest)
+    _wait_until_ready(settings, packaged, console)
+
+    _chapter(console, 5, "Ask it about three flights of the months after May")
+    chosen = _three_flights()
+    console.print(_table(chosen, _ask(settings, chosen)))
+    _print_next_steps(settings, chosen, console)
+    console.print(f"\nAll of this took {time.monotonic() - started:.0f} s.")
+
+
+def _chapter(console: Console, number: int, title: str) -> None:
+    console.print(f"\n[bold]{number}. {title}[/bold]")
+
+
+def _wait_until_ready(settings: Settings, packaged: PackagedVersion, console: Console) -> None:
+    name = f"{packaged.model} version {packaged.version}"
+    deadline = time.monotonic() + READY_WITHIN_SECONDS
+    found: ActualVersion | None = None
+    with console.status(f"loading {name}"):
+        while time.monotonic() < deadline and (found is None or found.state != "FAILED"):
+            found = _served(settings.actual_file, packaged)
+            if found is not None and found.state == "READY" and found.weight == 100:
+                console.print(f"{name} is READY and gets all traffic")
+                return
+            time.sleep(POLL_SECONDS)
+    state = f"it is {found.state} {found.reason}".rstrip() if found else "the node did not begin to load it"
+    raise LoadFailed(f"{name} did not come into service: {state}. The node's log is {settings.logs_dir / 'node.log'}")
+
+
+def _served(actual_file: Path, packaged: PackagedVersion) -> ActualVersion | None:
+    """What the node says about exactly this archive."""
+    actual = read_actual(actual_file)
+    for endpoint in actual.endpoints if actual else ():
+        for one in endpoint.versions:
+            if (endpoint.model, one.version, one.digest) == (packaged.model, packaged.version, packaged.digest):
+                return one
+    return None
+
+
+def _three_flights() -> pd.DataFrame:
+    traffic = flights.load().rows(*flights.TRAFFIC_MONTHS)
+    return pd.concat(
+        traffic[traffic["dep_delay"].between(*departure)].sample(1, random_state=number)
+        for number, departure in enumerate(DEPARTURES)
+    )
+
+
+def _ask(settings: Settings, chosen: pd.DataFrame) -> list[Answer]:
+    """One flight over each protocol."""
+    first, second, third = (chosen.iloc[[place]] for place in range(3))
+    return [
+        _ask_open_inference(settings.http_url, _open_inference(first)),
+        _ask_rows(settings.http_url, flights.to_rows(second)),
+        _ask_grpc(settings.grpc_target, _open_inference(third)),
+    ]
+
+
+def _open_inference(rows: pd.DataFrame) -> dict[str, Any]:
+    """The body of an Open Inference Protocol request; null is a missing number."""
+    return {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": "BYTES" if name in flights.CATEGORIES else "FP32",
+                "shape": [len(rows)],
+                "data": data,
+            }
+            for name, data in flights.to_columns(rows).items()
+        ]
+    }
+
+
+def _ask_open_inference(url: str, body: dict[str, Any]) -> Answer:
+    answer, headers = _post(f"{url}/v2/models/{MODEL}/infer", body)
+    return _answer("HTTP, Open Inference Protocol", answer["outputs"][0]["data"][0], headers)
+
+
+def _ask_rows(url: str, rows: list[dict[str, Any]]) -> Answer:
+    answer, headers = _post(f"{url}/predictions/{MODEL}", rows)
+    return _answer("HTTP, rows of JSON", answer[0]["probability"], headers)
+
+
+def _ask_grpc(target: str, body: dict[str, Any]) -> Answer:
+    request = ModelInferRequest(model_name=MODEL)
+    for tensor in body["inputs"]:
+        one = request.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
+        if tensor["datatype"] == "BYTES":
+            one.contents.bytes_contents.extend(text.encode() for text in tensor["data"])
+        else:
+            one.contents.fp32_contents.extend(np.nan if number is None else number for number in tensor["data"])
+    with grpc.insecure_channel(target) as channel:
+        infer = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=ModelInferRequest.SerializeToString,
+            response_deserializer=ModelInferResponse.FromString,
+        )
+        answer, call = infer.with_call(request, timeout=TIMEOUT_SECONDS)
+        headers = {key: str(value) for key, value in call.initial_metadata()}
+    return _answer("gRPC, ModelInfer", np.frombuffer(answer.raw_output_contents[0], np.float32).item(), headers)
+
+
+def _post(url: str, body: object) -> tuple[Any, dict[str, str]]:
+    request = urllib.request.Request(  # noqa: S310 - our own node's http:// URL
+        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+        return json.load(answer), {key.lower(): value for key, value in answer.headers.items()}
+
+
+def _answer(protocol: str, probability: float, headers: dict[str, str]) -> Answer:
+    return Answer(protocol, probability, headers["x-shipway-version"], headers["x-shipway-prediction-id"])
+
+
+def _table(chosen: pd.DataFrame, answers: list[Answer]) -> Table:
+    table = Table("flight", "left", "will it be late?", "what happened", "asked over", "version", "prediction id")
+    for row, answer in zip(chosen.to_dict("records"), answers, strict=True):
+        table.add_row(
+            f"{row['carrier']} {row['origin']} → {row['dest']}",
+            _departure(row["dep_delay"]),
+            f"{answer.probability:.1%}",
+            "late" if row[flights.LABEL] else "on time",
+            answer.protocol,
+            answer.version,
+            answer.prediction_id,
+        )
+    return table
+
+
+def _departure(delay_minutes: float) -> str:
+    if delay_minutes == 0:
+        return "on time"
+    return f"{abs(delay_minutes):.0f} min {'early' if delay_minutes < 0 else 'late'}"
+
+
+def _print_next_steps(settings: Settings, chosen: pd.DataFrame, console: Console) -> None:
+    """Where to look, and commands to paste: never wrapped, coloured or read as markup."""
+    request_file = settings.state_dir / "demo" / "flight.json"
+    request_file.parent.mkdir(exist_ok=True)
+    request_file.write_text(json.dumps(_open_inference(chosen.iloc[[0]])))
+    sections = {
+        "Open in a browser": f"MLflow      {settings.mlflow_uri}\nPrometheus  {settings.prometheus_url}",
+        "Ask again over HTTP": _curl(settings, flights.to_rows(chosen.iloc[[0]]), request_file),
+        "Ask again over gRPC, from Python": _grpc_by_python(settings.grpc_target, request_file),
+        "Ask again over gRPC, where grpcurl is installed": _grpcurl(settings.grpc_target),
+        "Stop everything": ".venv/bin/shipway down",
+    }
+    for title, text in sections.items():
+        console.print(f"\n[bold]{title}[/bold]")
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _curl(settings: Settings, rows: list[dict[str, Any]], request_file: Path) -> str:
+    content = ["-H", "Content-Type: application/json"]
+    rows_command = ["curl", "-i", *content, "-d", json.dumps(rows), f"{settings.http_url}/predictions/{MODEL}"]
+    file_command = ["curl", "-i", *content, "-d", f"@{request_file}", f"{settings.http_url}/v2/models/{MODEL}/infer"]
+    return f"{shlex.join(file_command)}\n{shlex.join(rows_command)}"
+
+
+def _grpc_by_python(target: str, request_file: Path) -> str:
+    return f"""\
+.venv/bin/python - <<'END'
+import json, numpy, tritonclient.grpc as oip
+inputs = []
+for tensor in json.load(open("{request_file}"))["inputs"]:
+    inputs.append(oip.InferInput(tensor["name"], tensor["shape"], tensor["datatype"]))
+    kind = object if tensor["datatype"] == "BYTES" else numpy.float32
+    inputs[-1].set_data_from_numpy(numpy.array(tensor["data"], kind))
+print(oip.InferenceServerClient("{target}").infer("{MODEL}", inputs).get_response())
+END"""
+
+
+def _grpcurl(target: str) -> str:
+    descriptor = Path(__file__).parents[1] / "handlers" / "protocol" / "open_inference.binpb"
+    return shlex.join(
+        [
+            "grpcurl",
+            "-plaintext",
+            *("-protoset", str(descriptor)),
+            *("-d", json.dumps({"name": MODEL})),
+            target,
+            f"{SERVICE}/ModelMetadata",
+        ]
+    )
