@@ -3,6 +3,7 @@
     ShipwayError
     ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
     ├── NotPackaged             no archive of the version that should be served
+    ├── NotAnswered             the node gave no prediction where it should have
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -42,6 +43,13 @@ class NotPackaged(ShipwayError):
             f"{archives_dir} has no archive of {model} version {version}; found {found}. "
             f"Make it: shipway package models:/{model}/{version}"
         )
+
+
+class NotAnswered(ShipwayError):
+    def __init__(self, asked: str, found: str) -> None:
+        self.asked = asked
+        self.found = found
+        super().__init__(f"{asked} was not answered with a prediction: {found}")
 
 
 class StackError(ShipwayError):

@@ -66,7 +66,7 @@ class BaseHandler(ABC):
         for index, entry in enumerate(data):
             call = Call.read(index, entry, context)
             try:
-                items.append(self._check_outputs(self.decode(call)))
+                items.append(self._check_names(self.decode(call)))
             except RequestRefused as error:
                 answers[index] = fail(context, call, error)
                 self._answered(call, "refused")
@@ -116,7 +116,14 @@ class BaseHandler(ABC):
             return succeed(context, call.index, body, oip_json.content_type(headers), headers)
         return succeed(context, call.index, self.encode_plain(tensors, item), "application/json", {})
 
-    def _check_outputs(self, item: Item) -> Item:
+    def _check_names(self, item: Item) -> Item:
+        """What the message itself names must be this version: it may name it where the edge did not look."""
+        for field, found, ours in (
+            ("model_name", item.request.model, self.model),
+            ("model_version", item.request.version, self.version),
+        ):
+            if found not in ("", ours):
+                raise InvalidRequest(field, "must stand at the head of the message", found=found, allowed=ours)
         if unknown := [name for name in item.request.requested if name not in self.output_names]:
             raise InvalidRequest("outputs", f"unknown output {shown(unknown[0])}", allowed=listed(self.output_names))
         return item

@@ -67,9 +67,15 @@ class ArchiveUnusable(HandlerError):
     pass
 
 
+class Words(str):
+    """What was found, described by us; a client's own text is quoted, this is not."""
+
+    __slots__ = ()
+
+
 def shown(value: object) -> str:
-    """`value` as a client may see it: quoted when text, one line, never long."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    """`value` as a client may see it: quoted when it is the client's text, one line, never long."""
+    text = repr(value) if isinstance(value, str) and not isinstance(value, Words) else str(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
 
 

@@ -24,7 +24,7 @@ class WorkerMetrics:
         # files by process; a slot's number instead keeps their number bounded over restarts.
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is not there: the node makes it before it starts a worker")
-        prometheus_client.values.ValueClass = MultiProcessValue(lambda: slot.number)
+        prometheus_client.values.ValueClass = MultiProcessValue(lambda: slot.number)  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self._labels = {"model": model, "version": version}
         self._seconds = Histogram(

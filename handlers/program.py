@@ -1,6 +1,7 @@
 """The exported program of an archive, loaded without unpickling: a graph in JSON and weights in safetensors."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,16 +14,23 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.export.passes import move_to_device_pass
 
-from handlers.errors import ArchiveUnusable
+from handlers.errors import ArchiveUnusable, listed, shown
 
 TORCH_VERSION = "2.13.0"
 """The only torch whose private reader of exported programs was tried here."""
 
 Program = Callable[..., tuple[torch.Tensor, ...]]
 
-# Operators that a program may call: those of torch itself, and arithmetic on sizes. Names outside would be resolved
-# to any function of the torch module, `torch.load` among them.
-_OPERATORS = ("torch.ops.aten.", "torch.ops.higher_order.", "_operator.", "torch.sym_")
+# torch resolves an operator's name to any function of its modules, `torch.load` among them, and evaluates the
+# expressions of sizes as Python. So both are looked at before torch sees them: a signature says who packed a program,
+# not what its author wrote into it.
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+|torch\.ops\.higher_order\.\w+|torch\.sym_\w+"
+    r"|_operator\.(?:getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
+)
+_SIZE_TOKEN = re.compile(r"[A-Z][A-Za-z]*|[a-z]+=|'[a-z]+[0-9]+'|[0-9]+|[-+*/%(), ]")
+"""What an expression of sizes is made of, for example `Symbol('s62', positive=True, integer=True)`."""
+
 _OUR_INPUTS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
@@ -48,9 +56,9 @@ def load_program(directory: Path, device: str = "cpu") -> Program:
 
 
 def _deserialize(document: bytes, tensors: dict[str, torch.Tensor]) -> ExportedProgram:
-    foreign = sorted(set(_operators(json.loads(document))))
+    foreign = sorted(set(_foreign(json.loads(document))))
     if foreign:
-        raise ValueError(f"it calls {', '.join(foreign)}; allowed are operators of {', '.join(_OPERATORS)}")
+        raise ValueError(f"it holds {listed(foreign)}; allowed are sizes and operators of torch.ops.aten")
     program = serde._bytes_to_dataclass(serde_schema.ExportedProgram, document)  # noqa: SLF001 - hence one torch exactly
     state: dict[str, torch.Tensor] = {}
     constants: dict[str, torch.Tensor] = {}
@@ -68,16 +76,18 @@ def _deserialize(document: bytes, tensors: dict[str, torch.Tensor]) -> ExportedP
     return serde.ExportedProgramDeserializer().deserialize(program, state, constants)
 
 
-def _operators(node: object) -> Iterator[str]:
-    """Names of operators anywhere in the graph, nested graphs too, that a program may not call."""
+def _foreign(node: object) -> Iterator[str]:
+    """Operators and expressions anywhere in the graph, nested graphs too, that a program may not hold."""
     if isinstance(node, dict):
-        target = node.get("target")
-        if isinstance(target, str) and not target.startswith(_OPERATORS):
-            yield target
+        target, expression = node.get("target"), node.get("expr_str")
+        if isinstance(target, str) and not _OPERATOR.fullmatch(target):
+            yield f"the operator {shown(target)}"
+        if expression is not None and _SIZE_TOKEN.sub("", str(expression)):
+            yield f"the expression {shown(expression)}"
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _operators(child)
+            yield from _foreign(child)
 
 
 def _bind(program: ExportedProgram) -> Program:

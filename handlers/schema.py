@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from handlers.errors import ArchiveUnusable, InvalidRequest, listed, shown
+from handlers.errors import ArchiveUnusable, InvalidRequest, Words, listed, shown
 
 Numbers = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ class TableSchema:
     @property
     def names(self) -> tuple[str, ...]:
         """All columns, numbers first."""
-        return tuple(c.name for c in (*self.numbers, *self.categories))
+        return (*(c.name for c in self.numbers), *(c.name for c in self.categories))
 
     def encode(self, columns: Mapping[str, Sequence[object] | npt.NDArray[Any]]) -> tuple[Numbers, Codes]:
         """The program's tensors for columns of equal length, at least one row.
@@ -125,7 +125,7 @@ class TableSchema:
             bad = np.isinf(values) if column.nullable else ~np.isfinite(values)
             if bad.any():
                 row = int(bad.argmax())
-                found = "a missing value" if np.isnan(values[row]) else "a number that float32 cannot hold"
+                found = Words("a missing value" if np.isnan(values[row]) else "a number that float32 cannot hold")
                 allowed = "finite numbers or null" if column.nullable else "finite numbers"
                 raise InvalidRequest(f"column {column.name!r}, row {row}", "wrong value", found=found, allowed=allowed)
 
@@ -164,5 +164,5 @@ def _text(name: str, row: int, value: object) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            value = cast(object, "bytes that are not UTF-8")
+            value = Words("bytes that are not UTF-8")
     raise InvalidRequest(f"column {name!r}, row {row}", "wrong type", found=value, allowed="a string")

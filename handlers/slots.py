@@ -53,7 +53,7 @@ class DriftCounter:
         path.parent.mkdir(parents=True, exist_ok=True)
         size = 1 + profile.layout.size
         # Sparse zeros appear by growing the file; an existing file of a dead worker keeps its counts.
-        with open(path, "ab") as file:
+        with path.open("ab") as file:
             file.truncate(size * 8)
         self._counts: IntArray = np.memmap(path, dtype=np.int64, mode="r+", shape=(size,))
         self._bins = self._counts[1:]

@@ -1,13 +1,12 @@
 """Tables: named columns in, the program's `numbers` and `codes` out, every value checked against the schema."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from handlers.answer import ROWS, Call
 from handlers.base import Array, BaseHandler, Item, decode_oip
-from handlers.errors import InvalidRequest, listed, shown
+from handlers.errors import InvalidRequest, Words, listed, shown
 from handlers.protocol import rows
 from handlers.schema import TableSchema
 from handlers.slots import DriftCounter
@@ -24,15 +23,15 @@ class TabularHandler(BaseHandler):
     def decode(self, call: Call) -> Item:
         if call.protocol == ROWS:
             call.check_content_type(rows.CONTENT_TYPES)
-            lists, single = rows.decode(call.body, self.schema.names)
-            request, columns = InferRequest(()), lists
+            columns, single = rows.decode(call.body, self.schema.names)
+            request = InferRequest(())
         else:
             request, single = decode_oip(call), False
             columns = self._columns(request)
         inputs = self.schema.encode(columns)
         return Item(call, request, inputs, len(inputs[0]), single)
 
-    def _columns(self, request: InferRequest) -> Mapping[str, Any]:
+    def _columns(self, request: InferRequest) -> dict[str, Any]:
         columns: dict[str, Any] = {}
         text = {column.name for column in self.schema.categories}
         count: int | None = None
@@ -51,14 +50,14 @@ class TabularHandler(BaseHandler):
                 )
             columns[tensor.name] = tensor.values
         if not count:
-            raise InvalidRequest("inputs", "empty batch", found="no rows", allowed="at least one row")
+            raise InvalidRequest("inputs", "empty batch", found=Words("no rows"), allowed="at least one row")
         return columns
 
     def outputs(self, arrays: list[Array]) -> list[Tensor]:
         return [Tensor(name, "FP32", array.shape, array) for name, array in zip(self.output_names, arrays, strict=True)]
 
     def encode_plain(self, tensors: list[Tensor], item: Item) -> bytes:
-        return rows.encode(tensors, item.single)
+        return rows.encode(tensors, single=item.single)
 
     def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
         drift.count(inputs[0], inputs[1], np.stack(outputs, axis=1))

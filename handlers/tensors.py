@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handlers.errors import InvalidRequest, shown
+from handlers.errors import InvalidRequest, Words, shown
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -52,6 +52,10 @@ class InferRequest:
 
     inputs: tuple[Tensor, ...]
     id: str = ""
+    model: str = ""
+    """The model that the message itself names, where the protocol has such a field."""
+    version: str = ""
+    """The version that the message itself pins; empty for none."""
     requested: tuple[str, ...] = ()
     """Names of the outputs that the client wants; empty for all."""
     binary: frozenset[str] | None = frozenset()
@@ -84,7 +88,7 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) 
         raise InvalidRequest(
             f"input {shown(name)}",
             f"raw bytes do not fit datatype {datatype} and shape {list(shape)}",
-            found=f"{len(raw)} bytes",
+            found=Words(f"{len(raw)} bytes"),
             allowed=f"{expected} bytes",
         )
     return Tensor(name, datatype, shape, np.frombuffer(raw, dtype=dtype))
@@ -111,7 +115,7 @@ def _split_bytes(name: str, elements: int, raw: memoryview) -> list[bytes]:
             raise InvalidRequest(
                 f"input {shown(name)}",
                 f"element {len(values)} of the raw BYTES is cut off",
-                found=f"{len(raw)} bytes",
+                found=Words(f"{len(raw)} bytes"),
                 allowed="a four-byte length before each element, then that many bytes",
             )
         values.append(bytes(raw[start:end]))
@@ -120,7 +124,7 @@ def _split_bytes(name: str, elements: int, raw: memoryview) -> list[bytes]:
         raise InvalidRequest(
             f"input {shown(name)}",
             "the number of raw BYTES elements does not fit the shape",
-            found=f"{len(values)} elements",
+            found=Words(f"{len(values)} elements"),
             allowed=f"{elements} elements",
         )
     return values

@@ -51,6 +51,7 @@ class _Reader:
         """The next command and its requests, as `ts.protocol.otf_message_handler.retrieve_msg` gives them."""
         if self._file is None:
             self._file = connection.makefile("rb", BUFFER_BYTES)
+            self._read = self._file.read
         command = self._bytes(1)
         if command != _INFERENCE:
             raise ValueError(f"unexpected command {command!r}: a loaded worker is only asked for predictions")
@@ -76,8 +77,7 @@ class _Reader:
         return value
 
     def _bytes(self, length: int) -> bytes:
-        assert self._file is not None
-        data = self._file.read(length)
+        data = self._read(length)
         if len(data) < length:
             sys.exit(0)  # TorchServe has closed the connection: the worker's work is done, as in the stock reader
         return data

@@ -59,6 +59,6 @@ async def start(
             cwd=directory,
             env=dict(environment),
             start_new_session=True,  # a terminal's Ctrl-C is for the launcher, which then drains
-            preexec_fn=die_with_launcher,  # noqa: PLW1509 - one thread at this point, and no allocation in it
+            preexec_fn=die_with_launcher,  # one thread at this point, and no allocation in it
         )
     return Child(name, process, log)

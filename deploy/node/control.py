@@ -109,6 +109,8 @@ class _Http:
 
     async def refuse(self, request: web.Request) -> web.Response:
         """A path of ours that no route took: another model or version, another method, or nothing at all."""
+        if request.content_type == PROTOBUF:
+            return _grpc_error(_UNIMPLEMENTED, f"no such service; there is {messages.SERVICE}")
         parts = request.path.strip("/").split("/")
         if parts[0] == "predictions" and len(parts) in (2, 3):
             model, version = parts[1], parts[2] if len(parts) == 3 else ""

@@ -59,8 +59,6 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
             "listeners": [_listener(edge, layout)],
             "clusters": [_cluster(CONTROL_CLUSTER, layout.control_socket, max_requests=64)],
         },
-        # Envoy's own defaults for overload are to have none; a laptop's descriptors end long before its memory.
-        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
     }
 
 
@@ -91,7 +89,6 @@ def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge, token: str) -> Conf
     virtual_host = {
         "name": EDGE,
         "domains": ["*"],
-        "request_headers_to_remove": list(_CLIENT_HEADERS_REMOVED),
         "routes": [
             *(route for endpoint in endpoints for route in _endpoint_routes(endpoint, edge, token)),
             *_control_routes(),
@@ -173,6 +170,8 @@ def _predict(match: Config, target: Config, protocol: str, edge: Edge, token: st
             # A prediction is pure, and TorchServe resets only what it has not begun: it hangs up after its own errors.
             "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
         },
+        # On the route itself: the virtual host's removals come after a route's additions.
+        "request_headers_to_remove": list(_CLIENT_HEADERS_REMOVED),
         "request_headers_to_add": [
             _set(PROTOCOL_HEADER, protocol),
             _set(CONTENT_TYPE_HEADER, "%REQ(content-type)%"),
@@ -206,7 +205,9 @@ def _control_routes() -> list[Config]:
     return [
         {"match": {"prefix": f"/{SERVICE}/"}, "route": control},
         *({"match": {"prefix": prefix}, "route": control, **_without_grpc()} for prefix in http_prefixes),
-        {"match": {"prefix": "/", "grpc": {}}, "direct_response": refusal},
+        # Twice: the bridge changes the content type and has the route chosen again.
+        {"match": {"prefix": "/", "grpc": {}}, "route": control},
+        {"match": {"prefix": "/", "headers": [_over_grpc()]}, "route": control},
         {"match": {"prefix": "/"}, "direct_response": refusal, **_without_grpc()},
     ]
 
@@ -323,7 +324,7 @@ def _local_replies(edge: Edge) -> Config:
             "and_filter": {
                 "filters": [
                     condition,
-                    {"header_filter": {"header": {"name": PROTOCOL_HEADER, "string_match": {"exact": GRPC}}}},
+                    {"header_filter": {"header": _over_grpc()}},
                 ]
             }
         }
@@ -335,15 +336,14 @@ def _local_replies(edge: Edge) -> Config:
             }
         )
         mappers.append({"filter": condition, "body_format_override": {"json_format": {"error": words}}})
-    over_http = {
-        "header_filter": {
-            "header": {"name": PROTOCOL_HEADER, "string_match": {"exact": GRPC}},
-        }
-    }
-    mappers.append(
-        {"filter": over_http, "body_format_override": {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}}
-    )
+    plain = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
+    mappers.append({"filter": {"header_filter": {"header": _over_grpc()}}, "body_format_override": plain})
     return {"mappers": mappers, "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}
+
+
+def _over_grpc() -> Config:
+    """Matches what grpc_route.lua has marked."""
+    return {"name": PROTOCOL_HEADER, "string_match": {"exact": GRPC}}
 
 
 def _flags(*flags: str) -> Config:

@@ -1,4 +1,4 @@
-"""One /metrics for the whole node: workers' counters, drift counters beside their reference, Envoy's and TorchServe's."""
+"""One /metrics for the whole node: workers' counters, drift beside its reference, Envoy's and TorchServe's own."""
 
 import logging
 import re
@@ -32,7 +32,7 @@ _ENVOY_STATISTICS = (
 async def metrics(layout: Layout, admin: Admin, versions: Iterable[Loaded]) -> bytes:
     """The text that Prometheus scrapes. A part that does not answer is left out and logged: the others still count."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(layout.counters))
+    MultiProcessCollector(registry, path=str(layout.counters))  # type: ignore[no-untyped-call]
     registry.register(_Families(_drift(layout, versions)))
     text = generate_latest(registry)
     edge, own = CollectorRegistry(), b""
@@ -97,7 +97,7 @@ def _edge(text: str) -> Iterator[Metric]:
     times: dict[tuple[str, str], _Times] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name == f"envoy_http_downstream_rq_total":
+            if sample.name == "envoy_http_downstream_rq_total":
                 received.add_metric([], sample.value)
             elif sample.name == "envoy_http_downstream_cx_active":
                 connections.add_metric([], sample.value)

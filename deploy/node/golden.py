@@ -7,7 +7,7 @@ import orjson
 
 from deploy.errors import GoldenFailed
 from deploy.node.torchserve import Management
-from handlers.answer import HTTP, PROTOCOL_HEADER, REPLAY_HEADER, STATUS_HEADER
+from handlers.answer import HTTP, PROTOCOL_HEADER, REPLAY_HEADER
 
 
 async def replay(management: Management, model: str, version: int, golden: bytes, workers: int) -> None:

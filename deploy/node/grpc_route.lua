@@ -49,7 +49,10 @@ function envoy_on_response(handle)
   local message = headers:get("x-shipway-grpc-message") or ""
   headers:remove("x-shipway-grpc-status")
   headers:remove("x-shipway-grpc-message")
-  if headers:get("grpc-status") ~= nil then
+  -- One of Envoy's own answers from before the bridge (a body over the limit) passes it as grpc_errors.lua left it.
+  local before_bridge = headers:get("content-type") == "application/x-protobuf"
+  if before_bridge then headers:replace("content-type", "application/grpc") end
+  if before_bridge or headers:get("grpc-status") ~= nil then
     headers:replace("grpc-status", status)
     headers:replace("grpc-message", message)
     return

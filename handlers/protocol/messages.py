@@ -14,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 SERVICE = "inference.GRPCInferenceService"
 DESCRIPTOR = "open_inference.binpb"
 
-_pool = DescriptorPool()  # type: ignore[no-untyped-call]
+_pool = DescriptorPool()
 for _file in FileDescriptorSet.FromString(files("handlers.protocol").joinpath(DESCRIPTOR).read_bytes()).file:
     _pool.AddSerializedFile(_file.SerializeToString())
 

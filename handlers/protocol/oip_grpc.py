@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from handlers.errors import InvalidRequest, shown
+from handlers.errors import InvalidRequest, Words, shown
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.tensors import NUMPY_DTYPES, InferRequest, Tensor, check_head, from_raw, to_raw
 
@@ -39,13 +39,14 @@ def decode(body: memoryview) -> InferRequest:
     except DecodeError:
         raise InvalidRequest("body", "not a ModelInferRequest") from None
     if not message.inputs:
-        raise InvalidRequest("inputs", "at least one input is needed", found="none", allowed="a list of tensors")
+        raise InvalidRequest("inputs", "at least one input is needed", found=Words("none"), allowed="a list of tensors")
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(
             "raw_input_contents", "one entry for each input", found=len(raw), allowed=f"{len(message.inputs)} entries"
         )
     tensors = tuple(_tensor(item, raw[at] if raw else None) for at, item in enumerate(message.inputs))
-    return InferRequest(tensors, message.id, tuple(output.name for output in message.outputs))
+    requested = tuple(output.name for output in message.outputs)
+    return InferRequest(tensors, message.id, message.model_name, message.model_version, requested)
 
 
 def encode(model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]) -> bytes:
@@ -71,7 +72,7 @@ def _tensor(item: Any, raw: memoryview | None) -> Tensor:
         raise InvalidRequest(
             f"input {shown(name)}",
             f"{_CONTENTS[datatype]} does not fill shape {list(shape)}",
-            found=f"{len(values)} values",
+            found=Words(f"{len(values)} values"),
             allowed=f"{prod(shape)} values",
         )
     if datatype == "BYTES":

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from handlers.errors import InvalidRequest, shown
+from handlers.errors import InvalidRequest, Words, shown
 from handlers.tensors import NUMPY_DTYPES, InferRequest, Tensor, check_head, from_raw, to_raw
 
 CONTENT_TYPES = ("application/json", "application/octet-stream")
 HEADER_LENGTH = "inference-header-content-length"
 """With raw tensors behind the JSON, this HTTP header says how many bytes are JSON."""
 
-_JSON_TYPES = {"BOOL": {bool}, "BYTES": {str}}
-_INTEGERS = {int}
-_FLOATS = {int, float, type(None)}
+_JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}}
+_INTEGERS: set[type] = {int}
+_FLOATS: set[type] = {int, float, type(None)}
 
 
 def decode(body: memoryview, header_length: str | None) -> InferRequest:
@@ -31,13 +31,12 @@ def decode(body: memoryview, header_length: str | None) -> InferRequest:
     tensors = tuple(_tensor(item, raw) for item in inputs)
     raw.check_used()
     parameters = _parameters(document, "parameters")
-    requested, binary = _outputs(document.get("outputs", []))
-    if parameters.get("binary_data_output") is True:
-        binary = None
+    requested, some_binary = _outputs(document.get("outputs", []))
+    binary = None if parameters.get("binary_data_output") is True else some_binary
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidRequest("id", "wrong type", found=request_id, allowed="a string")
-    return InferRequest(tensors, request_id, requested, binary)
+    return InferRequest(tensors, request_id, requested=requested, binary=binary)
 
 
 def encode(model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]) -> tuple[bytes, dict[str, str]]:
@@ -70,7 +69,7 @@ def content_type(headers: Mapping[str, str]) -> str:
 def parse_object(text: memoryview) -> dict[str, Any]:
     document = parse(text)
     if not isinstance(document, dict):
-        raise InvalidRequest("body", "wrong JSON", found=f"a {type(document).__name__}", allowed="an object")
+        raise InvalidRequest("body", "wrong JSON", found=Words(f"a {type(document).__name__}"), allowed="an object")
     return document
 
 
@@ -127,7 +126,7 @@ class _RawTail:
 
     def check_used(self) -> None:
         if left := len(self._raw) - self._at:
-            raise InvalidRequest("body", "bytes are left over behind the last input", found=f"{left} bytes")
+            raise InvalidRequest("body", "bytes are left over behind the last input", found=Words(f"{left} bytes"))
 
 
 def _tensor(item: object, raw: _RawTail) -> Tensor:
@@ -158,7 +157,7 @@ def _values(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -
         raise InvalidRequest(
             field,
             f"the data does not fill shape {list(shape)}",
-            found=f"{len(data)} values",
+            found=Words(f"{len(data)} values"),
             allowed=f"{prod(shape)} values",
         )
     allowed = _JSON_TYPES.get(datatype) or (_FLOATS if datatype.startswith("FP") else _INTEGERS)

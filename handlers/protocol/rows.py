@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from handlers.errors import InvalidRequest, listed, shown
+from handlers.errors import InvalidRequest, Words, listed, shown
 from handlers.protocol.oip_json import parse
 from handlers.tensors import Tensor
 
@@ -17,7 +17,7 @@ def decode(body: memoryview, columns: Sequence[str]) -> tuple[dict[str, list[Any
     document = parse(body)
     rows = document if isinstance(document, list) else [document]
     if not rows:
-        raise InvalidRequest("body", "empty batch", found="no rows", allowed="at least one row")
+        raise InvalidRequest("body", "empty batch", found=Words("no rows"), allowed="at least one row")
     known = frozenset(columns)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -27,12 +27,14 @@ def decode(body: memoryview, columns: Sequence[str]) -> tuple[dict[str, list[Any
     return {name: [row[name] for row in rows] for name in columns}, not isinstance(document, list)
 
 
-def encode(outputs: Sequence[Tensor], single: bool) -> bytes:
+def encode(outputs: Sequence[Tensor], *, single: bool) -> bytes:
     """A list of objects, one a row, or the one object."""
-    columns = [tensor.values if isinstance(tensor.values, list) else tensor.values.tolist() for tensor in outputs]
     names = [tensor.name for tensor in outputs]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    return orjson.dumps(rows[0] if single else rows)
+    rows = [
+        dict(zip(names, values, strict=True)) for values in zip(*(tensor.values for tensor in outputs), strict=True)
+    ]
+    # Numbers stay numpy's, so that a float32 is written with its own digits and not a float64's.
+    return orjson.dumps(rows[0] if single else rows, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _refuse_names(number: int, row: dict[str, Any], columns: Sequence[str]) -> None:
