@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands, so that a base install prints it
 """
 
 import json
+import os
 import sys
 
 import click
@@ -12,6 +13,7 @@ from rich.console import Console
 from deploy.errors import ShipwayError
 from deploy.settings import Settings, read_settings
 from model_store.errors import ModelStoreError
+from model_store.mlflow_environment import ENVIRONMENT
 
 pass_settings = click.make_pass_decorator(Settings)
 
@@ -31,7 +33,9 @@ def up(settings: Settings) -> None:
     """Start MLflow, Prometheus and the node, or what has stopped of them."""
     from deploy import stack
 
-    stack.up(settings, Console())
+    console = Console()
+    stack.up(settings, console)
+    console.print(stack.status(settings).table())
 
 
 @cli.command()
@@ -130,6 +134,8 @@ def demo(settings: Settings) -> None:
 
 def main() -> None:
     """Run the command line: exit code 0 when it did what was asked, 1 for an error in words, 2 for wrong usage."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         cli()
     except (ShipwayError, ModelStoreError) as error:

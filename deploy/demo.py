@@ -7,6 +7,7 @@ stays loaded, and answers whoever pins it.
 import json
 import shlex
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import stack
-from deploy.errors import LoadFailed
+from deploy.errors import LoadFailed, NotAnswered
 from deploy.node.desired import ActualVersion, read_actual, serve
 from deploy.settings import Settings
 from handlers.protocol.messages import SERVICE, ModelInferRequest, ModelInferResponse
@@ -57,7 +58,7 @@ def run(settings: Settings, console: Console) -> None:
     _chapter(console, 1, "Start MLflow, Prometheus and a serving node")
     if not settings.signing_key.exists():
         key = create_key(settings.signing_key, settings.trust_dir)
-        console.print(f"made a key to sign archives with, {key}, and told the node to trust it")
+        console.print(f"made the signing key {key}, which the node trusts")
     stack.up(settings, console)
 
     _chapter(console, 2, "Train on the flights of January to April, validate on May, register")
@@ -78,7 +79,7 @@ def run(settings: Settings, console: Console) -> None:
 
     _chapter(console, 5, "Ask it about three flights of the months after May")
     chosen = _three_flights()
-    console.print(_table(chosen, _ask(settings, chosen)))
+    _print_answers(chosen, _ask(settings, chosen), console)
     _print_next_steps(settings, chosen, console)
     console.print(f"\nAll of this took {time.monotonic() - started:.0f} s.")
 
@@ -147,12 +148,12 @@ def _open_inference(rows: pd.DataFrame) -> dict[str, Any]:
 
 def _ask_open_inference(url: str, body: dict[str, Any]) -> Answer:
     answer, headers = _post(f"{url}/v2/models/{MODEL}/infer", body)
-    return _answer("HTTP, Open Inference Protocol", answer["outputs"][0]["data"][0], headers)
+    return _answer("HTTP, OIP", answer["outputs"][0]["data"][0], headers)
 
 
 def _ask_rows(url: str, rows: list[dict[str, Any]]) -> Answer:
     answer, headers = _post(f"{url}/predictions/{MODEL}", rows)
-    return _answer("HTTP, rows of JSON", answer[0]["probability"], headers)
+    return _answer("HTTP, rows", answer[0]["probability"], headers)
 
 
 def _ask_grpc(target: str, body: dict[str, Any]) -> Answer:
@@ -169,25 +170,33 @@ def _ask_grpc(target: str, body: dict[str, Any]) -> Answer:
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelInferResponse.FromString,
         )
-        answer, call = infer.with_call(request, timeout=TIMEOUT_SECONDS)
+        try:
+            answer, call = infer.with_call(request, timeout=TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise NotAnswered(f"gRPC ModelInfer at {target}", str(error)) from error
         headers = {key: str(value) for key, value in call.initial_metadata()}
-    return _answer("gRPC, ModelInfer", np.frombuffer(answer.raw_output_contents[0], np.float32).item(), headers)
+    return _answer("gRPC, OIP", np.frombuffer(answer.raw_output_contents[0], np.float32).item(), headers)
 
 
 def _post(url: str, body: object) -> tuple[Any, dict[str, str]]:
     request = urllib.request.Request(  # noqa: S310 - our own node's http:// URL
         url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
-        return json.load(answer), {key.lower(): value for key, value in answer.headers.items()}
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            return json.load(answer), {key.lower(): value for key, value in answer.headers.items()}
+    except urllib.error.HTTPError as error:
+        raise NotAnswered(url, f"{error.code} {error.read().decode(errors='replace')}") from error
+    except OSError as error:
+        raise NotAnswered(url, str(error)) from error
 
 
 def _answer(protocol: str, probability: float, headers: dict[str, str]) -> Answer:
     return Answer(protocol, probability, headers["x-shipway-version"], headers["x-shipway-prediction-id"])
 
 
-def _table(chosen: pd.DataFrame, answers: list[Answer]) -> Table:
-    table = Table("flight", "left", "will it be late?", "what happened", "asked over", "version", "prediction id")
+def _print_answers(chosen: pd.DataFrame, answers: list[Answer], console: Console) -> None:
+    table = Table("flight", "left", "will be late", "what happened", "asked over", "version")
     for row, answer in zip(chosen.to_dict("records"), answers, strict=True):
         table.add_row(
             f"{row['carrier']} {row['origin']} → {row['dest']}",
@@ -196,9 +205,9 @@ def _table(chosen: pd.DataFrame, answers: list[Answer]) -> Table:
             "late" if row[flights.LABEL] else "on time",
             answer.protocol,
             answer.version,
-            answer.prediction_id,
         )
-    return table
+    console.print(table)
+    console.print("Prediction ids: " + ", ".join(answer.prediction_id for answer in answers))
 
 
 def _departure(delay_minutes: float) -> str:

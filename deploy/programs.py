@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deploy.settings import Settings, variable
+from model_store.mlflow_environment import ENVIRONMENT
 
 # What children may take over from the environment of whoever runs `shipway up`. Everything else stays outside, so that
 # a stray MLFLOW_* or PYTHON* variable cannot change what the stack does.
@@ -118,7 +119,7 @@ def environment(settings: Settings, outside: Mapping[str, str] = os.environ) -> 
         "PYTHONUNBUFFERED": "1",
         # MLflow's job runner (LLM judges) is a dozen processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **{name: ENVIRONMENT[name] for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")},
     }
 
 

@@ -84,12 +84,13 @@ def up(settings: Settings, console: Console) -> None:
         wanted = programs(settings)
         stopped = [program for program in wanted if running[program.name].state not in PROGRAMS_THAT_RUN]
         check_free(listener for program in stopped for listener in program.listeners)
-        log_sizes = {program.name: _size(_log(settings, program)) for program in wanted}
+        log_sizes = {program.name: _size(_log(settings, program)) for program in stopped}
         for program in stopped:
             supervisor.start(program.name)
-        _wait_until_ready(settings, supervisor, wanted, log_sizes, console)
-    for program in wanted:
-        console.print(f"{program.name} {'runs' if program in stopped else 'already ran'}: {program.ready_url}")
+        for program in wanted:
+            if program not in stopped:
+                console.print(f"{program.name} already runs")
+        _wait_until_ready(settings, supervisor, stopped, log_sizes, console)
 
 
 def down(settings: Settings, console: Console) -> None:

@@ -41,7 +41,7 @@ class Supervisor:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
 
-    def _call(self, method: str, *arguments: str | bool) -> Any:  # noqa: ANN401 - XML-RPC has no types
+    def _call(self, method: str, *arguments: str | bool) -> Any:
         # A new connection for each call: supervisor's transport stays unusable after one that was refused.
         transport: Any = SupervisorTransport(None, None, f"unix://{self.socket}")
         with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as server:

@@ -1,7 +1,7 @@
 """The MLflow registry, and the only module that imports mlflow.
 
 MLflow's clients are told the tracking server's address; nothing here reads or writes the environment. Whoever starts
-a process that uses this module sets ENVIRONMENT first (the command line does).
+a process that uses this module sets `mlflow_environment.ENVIRONMENT` first (the command line does).
 """
 
 import re
@@ -42,17 +42,6 @@ ARCHIVES = "archives"
 """Where a run keeps the archives of its version, and their signatures."""
 DESCRIPTION = "version"
 """Where a run keeps what belongs to its version beside the program: schema, profile, golden set, origin."""
-
-ENVIRONMENT: Mapping[str, str] = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-"""What MLflow reads from the environment, some of it while it is imported: say nothing, tell nobody, give up soon."""
 
 _REACH_SECONDS = 5.0
 _URI = re.compile(r"models:/(?P<model>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
