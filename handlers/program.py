@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch._export.serde import schema as serde_schema
 from torch._export.serde import serialize as serde
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.export.passes import move_to_device_pass
@@ -103,9 +104,8 @@ def _bind(program: ExportedProgram) -> Program:
             weights.append(source[str(spec.target)])
         elif spec.kind is not InputKind.USER_INPUT:
             raise ArchiveUnusable(f"the program takes an input of kind {spec.kind.name}; allowed are tensors")
-    for output in signature.output_specs:
-        if output.kind is not OutputKind.USER_OUTPUT:
-            raise ArchiveUnusable(f"the program gives an output of kind {output.kind.name}; it may not keep state")
+    if changed := sorted(_changed(program)):
+        raise ArchiveUnusable(f"the program changes {listed(changed)} while it runs; it may not keep state")
     # torch puts a program's own tensors before the user's inputs, in the order of the signature.
     forward = program.graph_module.forward
 
@@ -115,3 +115,19 @@ def _bind(program: ExportedProgram) -> Program:
         return outputs
 
     return run
+
+
+def _changed(program: ExportedProgram) -> Iterator[str]:
+    """The program's own tensors that it writes to: by its signature, or by an operation in place."""
+    signature = program.graph_signature
+    for output in signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            yield str(output.target)
+    own = {spec.arg.name: str(spec.target) for spec in signature.input_specs if spec.kind in _OUR_INPUTS}
+    for node in program.graph.nodes:
+        if isinstance(node.target, OpOverload):
+            arguments = node.target._schema.arguments  # noqa: SLF001 - the only place that says what is written to
+            for argument, value in zip(arguments, node.args, strict=False):
+                written = argument.alias_info is not None and argument.alias_info.is_write
+                if written and getattr(value, "name", None) in own:
+                    yield own[value.name]

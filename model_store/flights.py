@@ -155,7 +155,7 @@ def _features(joined: pd.DataFrame) -> pd.DataFrame:
     frame = joined.assign(
         sched_dep_minute=_minute_of_day(joined["sched_dep_time"]),
         sched_arr_minute=_minute_of_day(joined["sched_arr_time"]),
-        day_of_week=days.dt.dayofweek + 1,
+        day_of_week=days.dt.day_of_week + 1,
         plane_age=joined["year"] - joined["built"],
         late=joined["arr_delay"] > LATE_MINUTES,
     )

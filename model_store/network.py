@@ -27,8 +27,8 @@ class TabularNetwork(nn.Module):
     operations are few: one table holds all embeddings, one sine gives all cycles.
     """
 
-    centre: torch.Tensor
     scale: torch.Tensor
+    shift: torch.Tensor
     sources: torch.Tensor
     frequency: torch.Tensor
     phase: torch.Tensor
@@ -49,8 +49,8 @@ class TabularNetwork(nn.Module):
         `dropout` is the share of hidden units dropped in training, half of it for the features.
         """
         super().__init__()
-        self.register_buffer("centre", torch.from_numpy(centre))
         self.register_buffer("scale", torch.from_numpy(1 / scale))
+        self.register_buffer("shift", torch.from_numpy(-centre / scale))
         # Every cycle is read twice, the second time a quarter ahead: sin(x + π/2) = cos(x).
         columns = [cycle.column for cycle in cycles] * 2
         frequencies = [2 * math.pi / cycle.period for cycle in cycles] * 2
@@ -69,7 +69,7 @@ class TabularNetwork(nn.Module):
     def logits(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Log-odds, float32 [n]: what training needs."""
         # asinh keeps a delay of hours from drowning the minutes, and NaN stays NaN.
-        normal = torch.asinh((numbers - self.centre) * self.scale)
+        normal = torch.asinh(torch.addcmul(self.shift, numbers, self.scale))
         cyclic = torch.sin(torch.addcmul(self.phase, numbers.index_select(1, self.sources), self.frequency))
         known = torch.nan_to_num(torch.cat((normal, cyclic), dim=1))
         embedded = self.embeddings(codes + self.first_code).flatten(1)
