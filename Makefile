@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 LOAD_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check load bench clean lock prometheus
+.PHONY: help demo test check load bench clean generate lock prometheus
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,7 +34,12 @@ clean: ## Stop the stack; remove the state directory .shipway and the caches of 
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
 	rm -rf .shipway .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-lock: ## Write requirements.lock anew from pyproject.toml (Python 3.11)
+generate: $(INSTALLED) ## Make generated files anew: the README's tables and the descriptor of the gRPC messages
+	$(BIN)/python -m deploy.reference README.md
+	$(BIN)/python -m grpc_tools.protoc --proto_path=handlers/protocol --include_imports \
+		--descriptor_set_out=handlers/protocol/open_inference.binpb open_inference.proto
+
+lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml (Python 3.11)
 	./.ci/lock $(BIN)/python
 
 prometheus:

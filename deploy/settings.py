@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deploy.errors import InvalidSettings
@@ -199,22 +198,6 @@ def read_settings() -> Settings:
 def variable(name: str) -> str:
     """The environment variable of the setting `name`."""
     return PREFIX + name.upper()
-
-
-def settings_table() -> str:
-    """The Markdown table of all settings that the README shows."""
-    rows = [
-        f"| `{variable(name)}` | `{_default_in_words(field)}` | {field.description} |"
-        for name, field in Settings.model_fields.items()
-    ]
-    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
-
-
-def _default_in_words(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and "default_in_words" in extra:
-        return str(extra["default_in_words"])
-    return str(field.default)
 
 
 def _in_words(problem: dict[str, Any]) -> str:

@@ -27,13 +27,27 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session")
+def short_directory() -> Iterator[Callable[[], Path]]:
+    """A function that makes an empty directory with a path short enough for unix sockets below it (at most 107 bytes).
+
+    All of them are removed at the end. pytest's tmp_path carries the test's name and is too long.
+    """
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp")))  # not TMPDIR, which may be long
+        return made[-1]
+
+    yield make
+    for directory in made:
+        shutil.rmtree(directory)
+
+
 @pytest.fixture
-def state_dir() -> Iterator[Path]:
-    """An empty directory with a path short enough for unix sockets below it (at most 107 bytes), removed afterwards."""
-    # pytest's tmp_path carries the test's name and is too long; this one also ignores a long TMPDIR.
-    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
-    yield directory
-    shutil.rmtree(directory)
+def state_dir(short_directory: Callable[[], Path]) -> Path:
+    """An empty directory with a short path."""
+    return short_directory()
 
 
 @pytest.fixture(scope="session")

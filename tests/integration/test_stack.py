@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -62,13 +60,12 @@ def running(settings: Settings) -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="module")
-def shared(free_ports: Callable[[int], list[int]]) -> Iterator[Settings]:
+def shared(short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]) -> Iterator[Settings]:
     """A stack that runs for all tests of this module which leave it as it was."""
-    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
+    directory = short_directory()
     with running(settings_on(directory, free_ports(4))) as settings:
         yield settings
     assert marked(directory) == []
-    shutil.rmtree(directory)
 
 
 def test_everything_runs_and_answers(shared: Settings) -> None:

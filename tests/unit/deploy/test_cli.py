@@ -3,11 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
-import pytest
-
-from deploy.cli import cli
-
 
 def shipway(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -18,23 +13,6 @@ def shipway(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         timeout=60,
         check=False,
     )
-
-
-def commands(group: click.Group, *words: str) -> dict[str, click.Command]:
-    """Every command that a person can type, by its words."""
-    found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            found.update(commands(command, *words, name))
-        else:
-            found[" ".join([*words, name])] = command
-    return found
-
-
-@pytest.mark.parametrize("name", commands(cli))
-def test_command_has_help_and_is_in_the_readme(name: str) -> None:
-    assert commands(cli)[name].help
-    assert f"shipway {name}" in (Path(__file__).parents[3] / "README.md").read_text()
 
 
 def test_nothing_runs_in_a_new_state_directory(state_dir: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import InvalidSettings
-from deploy.settings import Settings, read_settings, settings_table, variable
+from deploy.settings import Settings, read_settings, variable
 
 
 def test_directories_follow_the_state_directory(tmp_path: Path) -> None:
@@ -84,15 +84,3 @@ def test_a_child_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name, value in parent.as_environment().items():
         monkeypatch.setenv(name, value)
     assert read_settings() == parent
-
-
-def test_every_setting_has_its_sentence() -> None:
-    for name, field in Settings.model_fields.items():
-        assert field.description, name
-        assert field.description.endswith("."), name
-        assert f"`{variable(name)}`" in settings_table()
-
-
-def test_readme_shows_the_settings() -> None:
-    readme = Path(__file__).parents[3] / "README.md"
-    assert settings_table() in readme.read_text(), "run: make readme"
