@@ -19,16 +19,15 @@ class Child:
     log: Path
 
     async def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, and after `grace_seconds` SIGKILL."""
-        if self.process.returncode is None:
+        """SIGTERM, and after `grace_seconds` SIGKILL to it and whatever it has started."""
+        if grace_seconds > 0 and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.process.wait(), grace_seconds)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    self.process.kill()
-                await self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
+        await self.process.wait()
 
     def last_lines(self, count: int = 12) -> list[str]:
         with contextlib.suppress(OSError):

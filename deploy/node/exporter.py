@@ -97,18 +97,19 @@ def _edge(text: str) -> Iterator[Metric]:
     times: dict[tuple[str, str], _Times] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name == "envoy_http_downstream_rq_total":
+            name = sample.name.removesuffix("_total")  # which the parser gives every counter, Envoy some
+            if name == "envoy_http_downstream_rq":
                 received.add_metric([], sample.value)
-            elif sample.name == "envoy_http_downstream_cx_active":
+            elif name == "envoy_http_downstream_cx_active":
                 connections.add_metric([], sample.value)
             elif match := _CLUSTER.match(sample.labels.get("envoy_cluster_name", "")):
                 version = (match["model"], match["version"])
-                if sample.name == "envoy_cluster_upstream_rq":
+                if name == "envoy_cluster_upstream_rq":
                     requests.add_metric([*version, sample.labels["envoy_response_code"]], sample.value)
-                elif sample.name == "envoy_cluster_upstream_rq_active":
+                elif name == "envoy_cluster_upstream_rq_active":
                     in_flight.add_metric([*version], sample.value)
-                elif sample.name.startswith("envoy_cluster_upstream_rq_time_"):
-                    times.setdefault(version, _Times()).add(sample.name, sample.labels.get("le", ""), sample.value)
+                elif name.startswith("envoy_cluster_upstream_rq_time_"):
+                    times.setdefault(version, _Times()).add(name, sample.labels.get("le", ""), sample.value)
     for version, measured in times.items():
         seconds.add_metric([*version], measured.buckets, measured.sum_seconds)
     yield from (received, connections, requests, in_flight, seconds)

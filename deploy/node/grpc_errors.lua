@@ -13,11 +13,10 @@ function envoy_on_response(handle)
   end
   local code = headers:get(":status")
   if code ~= "200" and headers:get("x-shipway-grpc-status") == nil then
-    local status = {["404"] = "5", ["413"] = "8", ["500"] = "13", ["503"] = "14", ["507"] = "8"}
+    local status = {["404"] = "5", ["413"] = "8", ["500"] = "13", ["503"] = "14"}
     local message = {
-      ["500"] = "the worker died on this request or one beside it in the batch",
-      ["503"] = "the model's queue is full or it has no worker",
-      ["507"] = "the worker is out of memory",
+      ["500"] = "the worker died on this request or on one beside it in its batch",
+      ["503"] = "the model's queue is full, or it has no worker; try again later",
     }
     headers:replace("x-shipway-grpc-status", status[code] or "2")
     headers:replace("x-shipway-grpc-message", message[code] or ("the node answered " .. code))

@@ -28,7 +28,6 @@ CHECK_WORKERS_SECONDS = 2.0
 STARTED_WITHIN_SECONDS = 60.0
 NOTICE_SECONDS = 2.0
 """How long clients are told to reconnect before the listener closes: each is told with its next answer."""
-STOP_GRACE_SECONDS = 5.0
 
 
 def run(settings: Settings) -> int:
@@ -150,9 +149,10 @@ class Node:
         )
         started = []
         # Envoy goes first when the stack unwinds, so that nobody is answered by a node that is half gone.
-        for starting in (torchserve.start(self._layout, options), self._start_envoy()):
+        # TorchServe gets no time: what it had to answer is answered, and its own shutdown sleeps for two seconds.
+        for starting, grace_seconds in ((torchserve.start(self._layout, options), 0.0), (self._start_envoy(), 2.0)):
             child = await starting
-            cleanup.push_async_callback(child.stop, STOP_GRACE_SECONDS)
+            cleanup.push_async_callback(child.stop, grace_seconds)
             started.append(child)
         return started
 

@@ -157,7 +157,7 @@ class Management:
             raise LoadFailed(f"TorchServe does not take {archive}: {status} {_message(body)}")
 
     async def workers(self, model: str, version: int) -> list[str]:
-        """Status of each worker of a version: READY, UNLOADED, …"""
+        """Status of each worker of a version, such as READY or UNLOADED."""
         status, body = await self._call("GET", f"/models/{model}/{version}")
         if status != 200:
             raise LoadFailed(f"TorchServe does not know {model} version {version}: {status} {_message(body)}")

@@ -1,0 +1,274 @@
+"""Clients that keep asking: HTTP/1.1 with keep-alive, HTTP/2, and a long-lived gRPC channel.
+
+Each sends one request at a time, notes every answer, and reconnects when it is told to. A request that was sent and
+got no answer is *dropped*, unless nobody took it: the listener was gone, or said which was the last one it takes. The
+first request on a new connection counts as not taken when it is reset, for the kernel completes a connection that the
+listener never accepted; a test holds that against the edge's own count.
+"""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+import hpack
+from hyperframe import frame as frames
+
+PATH = "/predictions/flights"
+TIMEOUT_SECONDS = 30.0
+_HTTP2_HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":authority", "test"),
+    (":path", PATH),
+    ("content-type", "application/json"),
+]
+
+
+@dataclass
+class Tally:
+    """What one client saw."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    sent: int = 0
+    dropped: list[str] = field(default_factory=list)
+    told_to_reconnect: int = 0
+    refused: int = 0
+    """Requests that nobody took: the listener was gone."""
+
+    @classmethod
+    def sum(cls, tallies: "list[Tally]") -> "Tally":
+        total = cls()
+        for tally in tallies:
+            total.statuses += tally.statuses
+            total.sent += tally.sent
+            total.dropped += tally.dropped
+            total.told_to_reconnect += tally.told_to_reconnect
+            total.refused += tally.refused
+        return total
+
+
+@dataclass
+class Load:
+    """How much to ask: until `requests` are sent in all, or the deadline, or the listener is gone."""
+
+    port: int
+    body: bytes
+    requests: int
+    deadline: float
+    _taken: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self) -> bool:
+        """Whether one more request may be sent."""
+        with self._lock:
+            self._taken += 1
+            return self._taken <= self.requests and time.monotonic() < self.deadline
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
+
+Client = Callable[[Load, Tally], None]
+
+
+def run(load: Load, clients: list[Client]) -> "Running":
+    """Start one thread a client."""
+    tallies = [Tally() for _ in clients]
+    threads = [
+        threading.Thread(target=client, args=(load, tally), daemon=True)
+        for client, tally in zip(clients, tallies, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    return Running(threads, tallies)
+
+
+@dataclass
+class Running:
+    threads: list[threading.Thread]
+    tallies: list[Tally]
+
+    def wait(self, seconds: float) -> list[Tally]:
+        """The tallies, once all clients have ended; AssertionError if one hangs."""
+        deadline = time.monotonic() + seconds
+        for thread in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        assert not any(thread.is_alive() for thread in self.threads), "a client still waits for an answer"
+        return self.tallies
+
+
+def http1(load: Load, tally: Tally) -> None:
+    """Keep-alive HTTP/1.1."""
+    connection: http.client.HTTPConnection | None = None
+    while load.take():
+        fresh = connection is None
+        if connection is None:
+            connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=TIMEOUT_SECONDS)
+            try:
+                connection.connect()
+            except ConnectionRefusedError:
+                tally.refused += 1
+                return
+        tally.sent += 1
+        try:
+            connection.request("POST", PATH, load.body, {"content-type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException) as error:
+            if fresh:
+                tally.sent -= 1
+                tally.refused += 1
+            else:
+                tally.dropped.append(repr(error))
+            connection.close()
+            connection = None
+            continue
+        tally.statuses[response.status] += 1
+        if (response.getheader("connection") or "").lower() == "close":
+            tally.told_to_reconnect += 1
+            connection.close()
+            connection = None
+    if connection is not None:
+        connection.close()
+
+
+def http2(load: Load, tally: Tally) -> None:
+    """HTTP/2 with prior knowledge, one stream after another on one connection."""
+    connection: _Http2 | None = None
+    while load.take():
+        fresh = connection is None
+        if connection is None:
+            try:
+                connection = _Http2(load.port)
+            except ConnectionRefusedError:
+                tally.refused += 1
+                return
+        tally.sent += 1
+        try:
+            status = connection.post(load.body)
+        except _NotTaken:
+            tally.sent -= 1
+            tally.told_to_reconnect += 1
+            connection.close()
+            connection = None
+            continue
+        except OSError as error:
+            if fresh:
+                tally.sent -= 1
+                tally.refused += 1
+            else:
+                tally.dropped.append(repr(error))
+            connection.close()
+            connection = None
+            continue
+        tally.statuses[status] += 1
+        if connection.going_away:
+            tally.told_to_reconnect += 1
+            connection.close()
+            connection = None
+    if connection is not None:
+        connection.close()
+
+
+def grpc_unary(request: bytes) -> Client:
+    """One gRPC channel for all calls; the library reconnects by itself after a GOAWAY."""
+
+    def client(load: Load, tally: Tally) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{load.port}") as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            while load.take():
+                tally.sent += 1
+                try:
+                    infer(request, timeout=TIMEOUT_SECONDS)
+                except grpc.RpcError as error:
+                    details = str(error.details())
+                    if error.code() is grpc.StatusCode.UNAVAILABLE and details.startswith("failed to connect"):
+                        tally.sent -= 1
+                        tally.refused += 1
+                        return
+                    tally.statuses[int(error.code().value[0])] += 1
+                    tally.dropped.append(f"{error.code().name}: {details}")
+                else:
+                    tally.statuses[0] += 1
+
+    return client
+
+
+class _NotTaken(Exception):
+    """The peer said which was the last stream it takes, and this one came after it."""
+
+
+class _Http2:
+    """One HTTP/2 connection, frame by frame: a client library stops reading at a GOAWAY, when answers still come."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
+        self._buffer = b""
+        self._next_stream = 1
+        self.going_away = False
+        self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames.SettingsFrame(0).serialize())
+
+    def post(self, body: bytes) -> int:
+        """The answer's status. Raises _NotTaken for a stream that a GOAWAY excludes."""
+        stream, self._next_stream = self._next_stream, self._next_stream + 2
+        head = frames.HeadersFrame(stream, self._encoder.encode(_HTTP2_HEADERS), flags=["END_HEADERS"])
+        data = frames.DataFrame(stream, body, flags=["END_STREAM"])
+        self._socket.sendall(head.serialize() + data.serialize())
+        status = 0
+        while True:
+            frame = self._read()
+            if isinstance(frame, frames.GoAwayFrame):
+                self.going_away = True
+                if frame.last_stream_id < stream:
+                    raise _NotTaken
+            elif isinstance(frame, frames.RstStreamFrame):
+                raise ConnectionResetError(f"stream reset: {frame.error_code}")
+            elif isinstance(frame, frames.SettingsFrame) and "ACK" not in frame.flags:
+                self._socket.sendall(frames.SettingsFrame(0, flags=["ACK"]).serialize())
+            elif isinstance(frame, frames.HeadersFrame):
+                status = int(dict(self._decoder.decode(frame.data))[":status"])
+            elif isinstance(frame, frames.DataFrame) and frame.data:
+                size = len(frame.data)
+                windows = [frames.WindowUpdateFrame(each, size) for each in (0, stream)]
+                self._socket.sendall(b"".join(window.serialize() for window in windows))
+            if frame.stream_id == stream and "END_STREAM" in frame.flags:
+                return status
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _read(self) -> frames.Frame:
+        frame, length = frames.Frame.parse_frame_header(memoryview(self._receive(9)))
+        frame.parse_body(memoryview(self._receive(length)))
+        return frame
+
+    def _receive(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionResetError("closed before the answer")
+            self._buffer += data
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+
+def post(
+    port: int, path: str, body: object, headers: dict[str, str] | None = None, method: str = "POST"
+) -> tuple[int, dict[str, str], bytes]:
+    """One request on its own connection: status, headers (names in lower case), body. `body` goes as JSON unless bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
+    response = connection.getresponse()
+    answer = response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
