@@ -196,7 +196,7 @@ def _answer(protocol: str, probability: float, headers: dict[str, str]) -> Answe
 
 
 def _print_answers(chosen: pd.DataFrame, answers: list[Answer], console: Console) -> None:
-    table = Table("flight", "left", "will be late", "what happened", "asked over", "version")
+    table = Table("flight", "left", "late?", "happened", "asked over", "version")
     for row, answer in zip(chosen.to_dict("records"), answers, strict=True):
         table.add_row(
             f"{row['carrier']} {row['origin']} → {row['dest']}",
