@@ -33,6 +33,7 @@ GRPC_STATUS_HEADER = "x-shipway-grpc-status"
 GRPC_MESSAGE_HEADER = "x-shipway-grpc-message"
 
 MAX_GRPC_MESSAGE_BYTES = 1024
+_GRPC_MESSAGE_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # with letters and digits, printable ASCII without %
 
 _STATUS: dict[type[HandlerError], tuple[int, int]] = {
     # error -> HTTP status, gRPC status
@@ -100,10 +101,9 @@ def fail(context: Any, call: Call, error: HandlerError) -> bytes:
 
 
 def grpc_message(text: str) -> str:
-    """`text` percent-encoded by gRPC's rule and at most 1 KiB, never cut inside an escape."""
-    encoded = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-    if len(encoded) <= MAX_GRPC_MESSAGE_BYTES:
-        return encoded
-    cut = encoded[:MAX_GRPC_MESSAGE_BYTES]
-    escape = cut.rfind("%", MAX_GRPC_MESSAGE_BYTES - 2)
-    return cut if escape < 0 else cut[:escape]
+    """`text` percent-encoded by gRPC's rule and at most 1 KiB, cut between characters."""
+    text = text[:MAX_GRPC_MESSAGE_BYTES]
+    while len(encoded := quote(text, safe=_GRPC_MESSAGE_SAFE)) > MAX_GRPC_MESSAGE_BYTES:
+        # A character is at most twelve bytes of escapes, so this removes none too many and soon ends.
+        text = text[: -max(1, (len(encoded) - MAX_GRPC_MESSAGE_BYTES) // 12)]
+    return encoded

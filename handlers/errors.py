@@ -12,9 +12,21 @@ None of them knows a protocol: `handlers/answer.py` translates them for HTTP and
 """
 
 from collections.abc import Iterable
+from itertools import islice
 
 MAX_LISTED = 12
 MAX_SHOWN_CHARACTERS = 80
+MAX_SHOWN_DEPTH = 3
+
+
+class Words(str):
+    """What was found, described by us; a client's own text is quoted, this is not."""
+
+    __slots__ = ()
+
+
+NOT_SAID = Words()
+"""For a message that says nothing of what was found; None is a client's null, and is shown."""
 
 
 class HandlerError(Exception):
@@ -31,13 +43,13 @@ class InvalidRequest(RequestRefused):
     The message is built from facts: which field, what is wrong with it, what was found, what is allowed.
     """
 
-    def __init__(self, field: str, problem: str, *, found: object = None, allowed: str = "") -> None:
+    def __init__(self, field: str, problem: str, *, found: object = NOT_SAID, allowed: str = "") -> None:
         self.field = field
         self.problem = problem
         self.found = found
         self.allowed = allowed
         message = f"{field}: {problem}"
-        if found is not None:
+        if found is not NOT_SAID:
             message += f"; found {shown(found)}"
         if allowed:
             message += f"; allowed: {allowed}"
@@ -67,16 +79,32 @@ class ArchiveUnusable(HandlerError):
     pass
 
 
-class Words(str):
-    """What was found, described by us; a client's own text is quoted, this is not."""
-
-    __slots__ = ()
-
-
 def shown(value: object) -> str:
-    """`value` as a client may see it: quoted when it is the client's text, one line, never long."""
-    text = repr(value) if isinstance(value, str) and not isinstance(value, Words) else str(value)
+    """`value` as a client may see it: in JSON's words, quoted when it is the client's text, one line, never long."""
+    text = _brief(value, MAX_SHOWN_DEPTH)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+
+
+def _brief(value: object, depth: int) -> str:
+    """Looks at no more of a value than can be shown: a client's may be megabytes long or a thousand lists deep."""
+    if isinstance(value, Words):
+        return value
+    if isinstance(value, bytes | bytearray):
+        value = bytes(value[: 4 * MAX_SHOWN_CHARACTERS]).decode(errors="replace")
+    if isinstance(value, str):
+        return repr(value[: MAX_SHOWN_CHARACTERS + 1])
+    if isinstance(value, dict):
+        entries = (f"{_brief(key, 0)}: {_brief(item, depth - 1)}" for key, item in value.items())
+        return "{" + (_joined(entries) if depth else "…") + "}"
+    if isinstance(value, list | tuple):
+        return "[" + (_joined(_brief(item, depth - 1) for item in value) if depth else "…") + "]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _joined(items: Iterable[str]) -> str:
+    return ", ".join(islice(items, MAX_SHOWN_CHARACTERS // 2))
 
 
 def listed(names: Iterable[str]) -> str:

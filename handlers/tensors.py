@@ -28,6 +28,9 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 DATATYPES = (*NUMPY_DTYPES, "BYTES")
 """Datatypes of the protocol that this node reads. BYTES elements are byte strings of any length."""
 
+MAX_DIMENSIONS = 16
+"""No model has so many; multiplying the sizes of a shape as long as a body would keep a worker busy for minutes."""
+
 BYTES_LENGTH = struct.Struct("<I")
 """In raw form each BYTES element stands behind its length, four bytes, little-endian."""
 
@@ -71,10 +74,39 @@ def check_head(name: object, datatype: object, shape: object) -> tuple[str, str,
         raise InvalidRequest(field, "unknown datatype", found=datatype, allowed=", ".join(DATATYPES))
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise InvalidRequest(field, "a shape is needed", found=shape, allowed="a list of non-negative integers")
+    if len(shape) > MAX_DIMENSIONS:
+        found = Words(f"{len(shape)} dimensions")
+        raise InvalidRequest(field, "wrong shape", found=found, allowed=f"at most {MAX_DIMENSIONS} dimensions")
     for size in shape:
         if type(size) is not int or size < 0:
             raise InvalidRequest(field, "wrong shape", found=shape, allowed="a list of non-negative integers")
     return name, str(datatype), tuple(shape)
+
+
+def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Sequence[Any]) -> Tensor:
+    """A tensor of Python values: of the datatype's own kind (bool, int, float or None, str or bytes), not yet its size.
+
+    A float that overflows becomes infinite, for whoever checks the values to refuse.
+    """
+    if len(values) != prod(shape):
+        raise InvalidRequest(
+            f"input {shown(name)}",
+            f"the data does not fill shape {list(shape)}",
+            found=Words(f"{len(values)} values"),
+            allowed=f"{prod(shape)} values",
+        )
+    if datatype == "BYTES":
+        return Tensor(name, datatype, shape, list(values))
+    dtype = NUMPY_DTYPES[datatype]
+    try:
+        with np.errstate(over="ignore"):
+            return Tensor(name, datatype, shape, np.array(values, dtype=dtype))
+    except OverflowError:
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        row, value = next((r, v) for r, v in enumerate(values) if not low <= v <= high)
+        raise InvalidRequest(
+            f"input {shown(name)}, value {row}", f"does not fit {datatype}", found=value, allowed=f"{low} to {high}"
+        ) from None
 
 
 def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> Tensor:

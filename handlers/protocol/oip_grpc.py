@@ -1,15 +1,13 @@
 """The Open Inference Protocol over gRPC: protobuf messages, already out of gRPC's frame (Envoy removes it)."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from handlers.errors import InvalidRequest, Words, shown
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
-from handlers.tensors import NUMPY_DTYPES, InferRequest, Tensor, check_head, from_raw, to_raw
+from handlers.tensors import InferRequest, Tensor, check_head, from_raw, from_values, to_raw
 
 CONTENT_TYPE = "application/x-protobuf"
 
@@ -29,6 +27,8 @@ _CONTENTS = {
 }
 _RAW_INPUT = 7 << 3 | 2  # tag byte of raw_input_contents
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+_VARINT_BITS = 70  # ten bytes of seven
+_MAX_FIELDS = 4096  # a message of more is walked by protobuf's parser, which is faster at that and needs less memory
 
 
 def decode(body: memoryview) -> InferRequest:
@@ -38,6 +38,8 @@ def decode(body: memoryview) -> InferRequest:
         message = ModelInferRequest.FromString(head)
     except DecodeError:
         raise InvalidRequest("body", "not a ModelInferRequest") from None
+    # Where the message was passed on whole, its raw contents are still in it.
+    raw = raw or [memoryview(entry) for entry in message.raw_input_contents]
     if not message.inputs:
         raise InvalidRequest("inputs", "at least one input is needed", found=Words("none"), allowed="a list of tensors")
     if raw and len(raw) != len(message.inputs):
@@ -67,20 +69,7 @@ def _tensor(item: Any, raw: memoryview | None) -> Tensor:
         return from_raw(name, datatype, shape, raw)
     if datatype not in _CONTENTS:
         raise InvalidRequest(f"input {shown(name)}", f"{datatype} travels in raw_input_contents only")
-    values = getattr(item.contents, _CONTENTS[datatype])
-    if len(values) != prod(shape):
-        raise InvalidRequest(
-            f"input {shown(name)}",
-            f"{_CONTENTS[datatype]} does not fill shape {list(shape)}",
-            found=Words(f"{len(values)} values"),
-            allowed=f"{prod(shape)} values",
-        )
-    if datatype == "BYTES":
-        return Tensor(name, datatype, shape, list(values))
-    try:
-        return Tensor(name, datatype, shape, np.array(values, dtype=NUMPY_DTYPES[datatype]))
-    except OverflowError:
-        raise InvalidRequest(f"input {shown(name)}", f"a value does not fit {datatype}") from None
+    return from_values(name, datatype, shape, getattr(item.contents, _CONTENTS[datatype]))
 
 
 def _cut_raw(body: memoryview) -> tuple[bytes, list[memoryview]]:
@@ -91,10 +80,10 @@ def _cut_raw(body: memoryview) -> tuple[bytes, list[memoryview]]:
     """
     raw: list[memoryview] = []
     head: list[memoryview] = []
-    at, kept, size = 0, 0, len(body)
+    at, kept, size, fields = 0, 0, len(body), 0
     try:
         while at < size:
-            start = at
+            start, fields = at, fields + 1
             tag, at = _read_varint(body, at)
             wire = tag & 7
             if wire == _BYTES:
@@ -110,6 +99,8 @@ def _cut_raw(body: memoryview) -> tuple[bytes, list[memoryview]]:
                 at += 8 if wire == _FIXED64 else 4
             else:
                 return bytes(body), []
+            if fields > _MAX_FIELDS:
+                return bytes(body), []
     except IndexError:
         return bytes(body), []
     head.append(body[kept:])
@@ -117,11 +108,11 @@ def _cut_raw(body: memoryview) -> tuple[bytes, list[memoryview]]:
 
 
 def _read_varint(body: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, _VARINT_BITS, 7):
         byte = body[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-        shift += 7
+    raise IndexError  # endless, as far as protobuf is concerned

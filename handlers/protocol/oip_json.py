@@ -2,22 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from math import prod
 from typing import Any
 
-import numpy as np
 import orjson
 
 from handlers.errors import InvalidRequest, Words, shown
-from handlers.tensors import NUMPY_DTYPES, InferRequest, Tensor, check_head, from_raw, to_raw
+from handlers.tensors import InferRequest, Tensor, check_head, from_raw, from_values, to_raw
 
 CONTENT_TYPES = ("application/json", "application/octet-stream")
 HEADER_LENGTH = "inference-header-content-length"
 """With raw tensors behind the JSON, this HTTP header says how many bytes are JSON."""
 
-_JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}}
-_INTEGERS: set[type] = {int}
-_FLOATS: set[type] = {int, float, type(None)}
+_MAX_LENGTH_DIGITS = 19
+
+_BOOLEANS: tuple[set[type], str] = ({bool}, "true or false")
+_STRINGS: tuple[set[type], str] = ({str}, "a string")
+_INTEGERS: tuple[set[type], str] = ({int}, "an integer")
+_FLOATS: tuple[set[type], str] = ({int, float, type(None)}, "a number or null")
 
 
 def decode(body: memoryview, header_length: str | None) -> InferRequest:
@@ -83,7 +84,8 @@ def parse(text: memoryview) -> Any:
 def _split(body: memoryview, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
-    if not header_length.isascii() or not header_length.isdigit() or not 0 < int(header_length) <= len(body):
+    digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
+    if not digits or not 0 < int(header_length) <= len(body):
         raise InvalidRequest(HEADER_LENGTH, "wrong length", found=header_length, allowed=f"1 to {len(body)} bytes")
     return int(header_length)
 
@@ -139,7 +141,9 @@ def _tensor(item: object, raw: _RawTail) -> Tensor:
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"input {shown(name)}", "no data", found=data, allowed="a list of values")
-    return Tensor(name, datatype, shape, _values(name, datatype, shape, _flat(data)))
+    values = _flat(data)
+    _check_types(name, datatype, values)
+    return from_values(name, datatype, shape, values)
 
 
 def _flat(data: list[Any]) -> list[Any]:
@@ -151,26 +155,19 @@ def _flat(data: list[Any]) -> list[Any]:
     return data
 
 
-def _values(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Any:
-    field = f"input {shown(name)}"
-    if len(data) != prod(shape):
-        raise InvalidRequest(
-            field,
-            f"the data does not fill shape {list(shape)}",
-            found=Words(f"{len(data)} values"),
-            allowed=f"{prod(shape)} values",
-        )
-    allowed = _JSON_TYPES.get(datatype) or (_FLOATS if datatype.startswith("FP") else _INTEGERS)
+def _check_types(name: str, datatype: str, data: list[Any]) -> None:
+    allowed, words = _allowed(datatype)
     if not set(map(type, data)) <= allowed:
         row, value = next((r, v) for r, v in enumerate(data) if type(v) not in allowed)
-        raise InvalidRequest(f"{field}, value {row}", f"wrong type for {datatype}", found=value)
-    if datatype == "BYTES":
-        return data
-    try:
-        with np.errstate(over="ignore"):  # infinity then, which the column's check refuses
-            return np.array(data, dtype=NUMPY_DTYPES[datatype])
-    except OverflowError:
-        raise InvalidRequest(field, f"a value does not fit {datatype}") from None
+        raise InvalidRequest(
+            f"input {shown(name)}, value {row}", f"wrong type for {datatype}", found=value, allowed=words
+        )
+
+
+def _allowed(datatype: str) -> tuple[set[type], str]:
+    if datatype in ("BOOL", "BYTES"):
+        return _BOOLEANS if datatype == "BOOL" else _STRINGS
+    return _FLOATS if datatype.startswith("FP") else _INTEGERS
 
 
 def _text(value: object) -> str:

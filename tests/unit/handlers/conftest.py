@@ -1,0 +1,56 @@
+"""One tiny exported program, packed as an archive unpacks, and a real handler that serves it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import prometheus_client.values
+import pytest
+from hypothesis import settings
+
+from handlers.base import BaseHandler
+from handlers.metrics import METRICS_DIRECTORY
+from handlers.tabular import TabularHandler
+from tests.unit.handlers.tiny import loading_context, write_archive
+
+# The machine may be busy with something else; and a test must fail the same way twice.
+settings.register_profile("shipway", deadline=None, database=None, derandomize=True)
+settings.load_profile("shipway")
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked archive of the model `tiny`, version 3."""
+    directory = tmp_path_factory.mktemp("tiny")
+    write_archive(directory)
+    return directory
+
+
+@pytest.fixture
+def metrics_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "counters"
+    directory.mkdir()
+    monkeypatch.setenv(METRICS_DIRECTORY, str(directory))
+    # What a worker sets for good, a test sets for itself.
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.ValueClass)
+    return directory
+
+
+@pytest.fixture
+def start(archive: Path, metrics_directory: Path) -> Iterator[Callable[[type[BaseHandler]], BaseHandler]]:
+    """A function that initializes a handler as a worker does, counting below `metrics_directory`."""
+    level = logging.getLogger().level
+    assert metrics_directory.is_dir()
+
+    def initialize(kind: type[BaseHandler]) -> BaseHandler:
+        handler = kind()
+        handler.initialize(loading_context(archive))
+        return handler
+
+    yield initialize
+    logging.getLogger().setLevel(level)
+
+
+@pytest.fixture
+def handler(start: Callable[[type[BaseHandler]], BaseHandler]) -> BaseHandler:
+    return start(TabularHandler)

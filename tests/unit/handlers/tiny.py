@@ -1,0 +1,186 @@
+"""A tiny table model and requests for it: what the tests of the handlers serve.
+
+It looks the delay up in a table of 1,000 minutes, so a real program raises on a row with a longer or negative delay.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import torch
+from torch import nn
+
+from handlers.answer import CONTENT_TYPE_HEADER, GRPC, HTTP, PROTOCOL_HEADER, REPLAY_HEADER, ROWS
+from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
+from handlers.protocol.oip_json import HEADER_LENGTH
+from handlers.schema import CategoryColumn, NumberColumn, OutputColumn, TableSchema
+from model_store.pt2 import read_program
+from monitoring.profile import Profile
+
+with warnings.catch_warnings():
+    # TorchServe leaves a file of its own open while it is imported.
+    warnings.simplefilter("ignore", ResourceWarning)
+    from ts.context import Context, RequestProcessor
+
+MODEL, VERSION = "tiny", "3"
+Row = dict[str, Any]
+
+SCHEMA = TableSchema(
+    numbers=(NumberColumn("delay"), NumberColumn("wind", nullable=True)),
+    categories=(CategoryColumn("carrier", ("AA", "B6", "UA")), CategoryColumn("origin", ("EWR", "JFK"), other=False)),
+    outputs=(OutputColumn("probability"),),
+)
+GOOD: tuple[Row, ...] = (
+    {"delay": 3, "wind": 4.5, "carrier": "UA", "origin": "JFK"},
+    {"delay": 999.0, "wind": None, "carrier": "ÅÅ", "origin": "EWR"},
+    {"delay": 0, "wind": 1e30, "carrier": "", "origin": "EWR"},
+)
+RAISING: Row = {**GOOD[0], "delay": 1000}
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.delay = nn.Embedding(1000, 1)
+        self.carrier = nn.Embedding(4, 1)
+        self.origin = nn.Embedding(2, 1)
+
+    def forward(self, numbers: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        known = self.delay(numbers[:, 0].to(torch.int64)) + self.carrier(codes[:, 0]) + self.origin(codes[:, 1])
+        return (torch.sigmoid(known.squeeze(1) + torch.tanh(torch.nan_to_num(numbers[:, 1]) / 10)),)
+
+
+def write_archive(directory: Path) -> None:
+    """The files of an unpacked archive that a handler reads."""
+    rows = torch.export.Dim("rows", min=1)
+    example = (torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int64))
+    program = torch.export.export(Tiny(), example, dynamic_shapes=({0: rows}, {0: rows}))
+    torch.export.save(program, directory / "model.pt2")
+    read_program(directory / "model.pt2").write(directory)
+    (directory / "schema.json").write_bytes(SCHEMA.to_json())
+    (directory / "profile.json").write_bytes(profile().to_json())
+
+
+def profile() -> Profile:
+    random = np.random.default_rng(11)
+    numbers = {
+        "delay": random.integers(0, 100, 500).astype(np.float32),
+        "wind": np.where(random.random(500) < 0.2, np.nan, random.random(500)).astype(np.float32),
+    }
+    codes = {c.name: (random.integers(0, len(c.vocabulary), 500), c.vocabulary) for c in SCHEMA.categories}
+    return Profile.build(numbers, codes, {"probability": random.random(500).astype(np.float32)})
+
+
+def loading_context(directory: Path) -> Any:
+    """TorchServe's own context, as it is while a worker loads an archive."""
+    manifest = {"model": {"modelName": MODEL, "modelVersion": VERSION}}
+    return Context(MODEL, str(directory), manifest, 1, None, "0.12.0")
+
+
+class Request:
+    """One request as TorchServe hands it over."""
+
+    def __init__(self, protocol: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.protocol = protocol
+        self.body = body
+        self.headers = {PROTOCOL_HEADER: protocol, **(headers or {})}
+
+
+class Answer:
+    """One answer as the edge would read it."""
+
+    def __init__(self, request: Request, body: bytes, headers: dict[str, str]) -> None:
+        self.request = request
+        self.body = body
+        self.headers = headers
+        self.status = int(headers.get("x-shipway-status", "200"))
+
+    @property
+    def error(self) -> str:
+        """What the client reads; over gRPC still percent-encoded. Empty where there is a prediction."""
+        if self.status == 200:
+            return ""
+        if self.request.protocol == GRPC:
+            return self.headers["x-shipway-grpc-message"]
+        return str(json.loads(self.body)["error"])
+
+    @property
+    def probability(self) -> npt.NDArray[np.float32]:
+        assert self.status == 200, self.error
+        if self.request.protocol == GRPC:
+            raw = ModelInferResponse.FromString(self.body).raw_output_contents[0]
+            return np.frombuffer(raw, np.float32)
+        document = json.loads(self.body)
+        if self.request.protocol == HTTP:
+            return np.array(document["outputs"][0]["data"], np.float32)
+        return np.array([row["probability"] for row in document], np.float32)
+
+
+def ask(handler: Any, *requests: Request) -> list[Answer]:
+    """Hand `requests` over as one batch."""
+    context = Context(MODEL, "", {}, len(requests), None, "0.12.0")
+    context.request_processor = [RequestProcessor(request.headers) for request in requests]
+    bodies = handler.handle([{"body": bytearray(request.body)} for request in requests], context)
+    return [
+        Answer(request, body, context.get_response_headers(index))
+        for index, (request, body) in enumerate(zip(requests, bodies, strict=True))
+    ]
+
+
+def rows(*values: Row) -> Request:
+    """Plain JSON rows."""
+    return Request(ROWS, orjson.dumps(values), {CONTENT_TYPE_HEADER: "application/json"})
+
+
+def oip_json(*values: Row) -> Request:
+    return Request(HTTP, orjson.dumps({"inputs": tensors(*values)}), {CONTENT_TYPE_HEADER: "application/json"})
+
+
+def oip_grpc(*values: Row) -> Request:
+    """Typed contents for text, raw contents cannot be mixed with them: so all are raw."""
+    message = ModelInferRequest(model_name=MODEL, model_version=VERSION, id="42")
+    for tensor in tensors(*values):
+        message.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
+        message.raw_input_contents.append(raw(tensor["datatype"], tensor["data"]))
+    return Request(GRPC, message.SerializeToString(), {CONTENT_TYPE_HEADER: "application/x-protobuf"})
+
+
+def oip_binary(*values: Row) -> Request:
+    """The binary tensor extension."""
+    described, tail = [], b""
+    for tensor in tensors(*values):
+        data = raw(tensor["datatype"], tensor.pop("data"))
+        described.append({**tensor, "parameters": {"binary_data_size": len(data)}})
+        tail += data
+    head = orjson.dumps({"inputs": described})
+    headers = {HEADER_LENGTH: str(len(head)), CONTENT_TYPE_HEADER: "application/octet-stream"}
+    return Request(HTTP, head + tail, headers)
+
+
+def replayed(request: Request) -> Request:
+    return Request(request.protocol, request.body, {**request.headers, REPLAY_HEADER: "1"})
+
+
+def tensors(*values: Row) -> list[dict[str, Any]]:
+    """The rows' columns as tensors of the Open Inference Protocol in JSON."""
+    text = {column.name for column in SCHEMA.categories}
+    return [
+        {
+            "name": name,
+            "datatype": "BYTES" if name in text else "FP32",
+            "shape": [len(values)],
+            "data": [row[name] for row in values],
+        }
+        for name in SCHEMA.names
+    ]
+
+
+def raw(datatype: str, data: list[Any]) -> bytes:
+    if datatype == "BYTES":
+        return b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in data)
+    return np.array(data, np.float32).tobytes()
