@@ -19,7 +19,7 @@ from handlers.errors import InvalidRequest, PredictionFailed, RequestRefused, li
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
 from handlers.program import load_program
 from handlers.protocol import oip_grpc, oip_json
-from handlers.slots import DriftCounter, take_slot
+from handlers.slots import DriftCounter, counters_directory, take_slot
 from handlers.tensors import InferRequest, Tensor
 from monitoring.profile import Profile
 
@@ -55,7 +55,8 @@ class BaseHandler(ABC):
         metrics_directory = Path(os.environ[METRICS_DIRECTORY])
         slot = take_slot(metrics_directory)
         self._metrics = WorkerMetrics(metrics_directory, slot, self.model, self.version)
-        self._drift = DriftCounter(metrics_directory, slot, Profile.from_json(profile_json), profile_json)
+        counters = counters_directory(metrics_directory, self.model, self.version, profile_json)
+        self._drift = DriftCounter(counters, slot, Profile.from_json(profile_json))
         self.load()
         worker_io.install()
 
@@ -100,8 +101,12 @@ class BaseHandler(ABC):
         else:
             inputs = [np.concatenate(parts) for parts in zip(*(item.inputs for item in items), strict=True)]
         with torch.inference_mode():
-            outputs = self._program(*(torch.from_numpy(array) for array in inputs))
-        return inputs, [output.numpy() for output in outputs]
+            outputs = [output.numpy() for output in self._program(*(torch.from_numpy(array) for array in inputs))]
+        rows = len(inputs[0])
+        if wrong := [output.shape for output in outputs if output.shape[:1] != (rows,)]:
+            # Cut into items it would answer one client with another's numbers, or with none.
+            raise ValueError(f"the program was given {rows} rows and gave an output of shape {wrong[0]}")
+        return inputs, outputs
 
     def _encode(self, item: Item, outputs: list[Array], context: Any) -> bytes:
         tensors = self.outputs(outputs)
@@ -130,13 +135,17 @@ class BaseHandler(ABC):
 
     def _count(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
         """Counting must never cost an answer: a fault in it is itself counted, and logged."""
-        if any(item.call.replay for item in items):
+        clients = [not item.call.replay for item in items]
+        if not any(clients):
             return
         try:
+            if not all(clients):
+                rows = np.repeat(clients, [item.rows for item in items])
+                inputs, outputs = [array[rows] for array in inputs], [array[rows] for array in outputs]
             self.count(self._drift, inputs, outputs)
         except Exception:
             logger.exception("a batch was answered but not counted")
-            self._metrics.monitor_error()
+            self._metrics.monitor_error(sum(clients))
 
     def _answered(self, call: Call, outcome: Outcome) -> None:
         if not call.replay:

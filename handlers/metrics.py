@@ -63,5 +63,5 @@ class WorkerMetrics:
     def batch(self, requests: int) -> None:
         self._batches.observe(requests)
 
-    def monitor_error(self) -> None:
-        self._errors.inc()
+    def monitor_error(self, requests: int) -> None:
+        self._errors.inc(requests)

@@ -60,14 +60,10 @@ class TableSchema:
         """Raises ArchiveUnusable for a file that is not a schema."""
         try:
             document = orjson.loads(text)
-            columns = document["columns"]
+            columns = [_column(entry) for entry in document["columns"]]
             return cls(
-                numbers=tuple(NumberColumn(c["name"], bool(c["nullable"])) for c in columns if c["dtype"] == "float32"),
-                categories=tuple(
-                    CategoryColumn(c["name"], tuple(c["vocabulary"]), bool(c["other"]))
-                    for c in columns
-                    if c["dtype"] == "string"
-                ),
+                numbers=tuple(column for column in columns if isinstance(column, NumberColumn)),
+                categories=tuple(column for column in columns if isinstance(column, CategoryColumn)),
                 outputs=tuple(OutputColumn(c["name"], c["dtype"]) for c in document["outputs"]),
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -128,6 +124,14 @@ class TableSchema:
                 found = Words("a missing value" if np.isnan(values[row]) else "a number that float32 cannot hold")
                 allowed = "finite numbers or null" if column.nullable else "finite numbers"
                 raise InvalidRequest(f"column {column.name!r}, row {row}", "wrong value", found=found, allowed=allowed)
+
+
+def _column(entry: dict[str, Any]) -> NumberColumn | CategoryColumn:
+    if entry["dtype"] == "float32":
+        return NumberColumn(entry["name"], bool(entry["nullable"]))
+    if entry["dtype"] == "string":
+        return CategoryColumn(entry["name"], tuple(entry["vocabulary"]), bool(entry["other"]))
+    raise ValueError(f"column {entry['name']} has dtype {entry['dtype']!r}; allowed are float32 and string")
 
 
 def _numbers(name: str, values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[Any]:

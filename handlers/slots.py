@@ -47,9 +47,10 @@ def take_slot(directory: Path) -> Slot:
 class DriftCounter:
     """Counts rows into the bins of one version's profile, in this worker's slot."""
 
-    def __init__(self, directory: Path, slot: Slot, profile: Profile, profile_json: bytes) -> None:
+    def __init__(self, directory: Path, slot: Slot, profile: Profile) -> None:
+        """`directory` is the version's own, see `counters_directory`."""
         self._binner = profile.binner()
-        path = counters_directory(directory, profile_json) / f"{slot.number}.i64"
+        path = directory / f"{slot.number}.i64"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = 1 + profile.layout.size
         # Sparse zeros appear by growing the file; an existing file of a dead worker keeps its counts.
@@ -68,16 +69,20 @@ class DriftCounter:
         self._counts[ROWS] += len(bins)
 
 
-def read_counts(directory: Path, profile: Profile, profile_json: bytes) -> IntArray:
-    """Counts of all slots added up, int64 [1 + bins]: the rows, then each bin."""
+def read_counts(directory: Path, profile: Profile) -> IntArray:
+    """Counts of all slots of a version's directory added up, int64 [1 + bins]: the rows, then each bin."""
     total: IntArray = np.zeros(1 + profile.layout.size, dtype=np.int64)
-    for path in counters_directory(directory, profile_json).glob("*.i64"):
+    for path in directory.glob("*.i64"):
         counts = np.fromfile(path, dtype=np.int64)
         if len(counts) == len(total):  # a file that is being made may still be short, and is all zeros then
             total += counts
     return total
 
 
-def counters_directory(directory: Path, profile_json: bytes) -> Path:
-    """Where the slots of one version count: named by its profile, so that no other layout is ever added to them."""
-    return directory / hashlib.sha256(profile_json).hexdigest()[:16]
+def counters_directory(directory: Path, model: str, version: str, profile_json: bytes) -> Path:
+    """Where the slots of one version count.
+
+    Its name holds the version, because two versions may have the same profile, and the profile, so that counts are
+    never added to those of another layout.
+    """
+    return directory / f"{model}-{version}-{hashlib.sha256(profile_json).hexdigest()[:16]}"

@@ -33,7 +33,7 @@ REQUESTS = Metric(
     (*VERSION_LABELS, "protocol", "outcome"),
 )
 BATCH_REQUESTS = Metric("shipway_batch_requests", "Requests in one batch of a worker.")
-MONITOR_ERRORS = Metric("shipway_monitor_errors_total", "Predictions answered but not counted, by a fault in counting.")
+MONITOR_ERRORS = Metric("shipway_monitor_errors_total", "Requests answered but not counted, by a fault in counting.")
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 # Read from the workers' memory-mapped slots.

@@ -16,7 +16,7 @@ from deploy.node.admin import Admin
 from deploy.node.envoy import EDGE
 from deploy.node.layout import Layout
 from deploy.node.reconcile import Loaded
-from handlers.slots import ROWS, read_counts
+from handlers.slots import ROWS, counters_directory, read_counts
 from monitoring import names
 from monitoring.profile import Profile
 
@@ -66,7 +66,8 @@ def _drift(layout: Layout, versions: Iterable[Loaded]) -> Iterator[Metric]:
         labels = [loaded.model, str(loaded.version)]
         ready.add_metric(labels, float(loaded.state == "READY"))
         if loaded.profile is not None:
-            counts = read_counts(layout.counters, loaded.profile, loaded.profile_json)
+            counters = counters_directory(layout.counters, loaded.model, str(loaded.version), loaded.profile_json)
+            counts = read_counts(counters, loaded.profile)
             rows.add_metric(labels, float(counts[ROWS]))
             for feature_labels, count, share in _bins(loaded.profile, counts[1:].tolist()):
                 counted.add_metric([*labels, *feature_labels], count)
