@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from deploy.node.desired import Actual
 from deploy.node.reconcile import Loaded, describe
 from handlers.answer import GRPC_MESSAGE_HEADER, GRPC_STATUS_HEADER, grpc_message
+from handlers.errors import shown
 from handlers.protocol import messages
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ def unknown(view: NodeView, model: str, version: str) -> str:
     served = view.models()
     if model in served:
         versions = ", ".join(map(str, served[model]))
-        return f"version {version!r} of model {model!r} is not served here; served: {versions}"
-    return f"model {model!r} is not served here; served: {', '.join(sorted(served)) or 'none yet'}"
+        return f"version {shown(version)} of model {shown(model)} is not served here; served: {versions}"
+    return f"model {shown(model)} is not served here; served: {', '.join(sorted(served)) or 'none yet'}"
 
 
 class _Http:
@@ -182,7 +183,8 @@ def _select(view: NodeView, model: str, version: str) -> Loaded | None:
     versions = view.versions(model)
     if not version:
         return next(iter(versions.values()), None)
-    return versions.get(int(version)) if version.isascii() and version.isdigit() else None
+    # Compared as text, as the routes do it: int() also takes "01", and raises for thousands of digits.
+    return next((loaded for number, loaded in versions.items() if str(number) == version), None)
 
 
 def _server() -> dict[str, Any]:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from deploy.errors import StateFileInvalid
+from handlers.errors import shown
 from model_store.files import write_atomically
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -18,7 +20,8 @@ State = Literal["LOADING", "READY", "FAILED"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Strict: a version is an integer, and neither true nor "1".
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class DesiredVersion(_Frozen):
@@ -120,6 +123,15 @@ def _read(path: Path, kind: type[_File]) -> _File | None:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StateFileInvalid(path, [f"it cannot be read: {error.strerror}"]) from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}; found {p['input']!r}" for p in error.errors()]
-        raise StateFileInvalid(path, problems) from error
+        raise StateFileInvalid(path, [_in_words(problem) for problem in error.errors()]) from error
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    words = problem["msg"].removeprefix("Value error, ")
+    where = "".join(f"{part}." for part in problem["loc"])[:-1]
+    words = f"{where}: {words}" if where else words
+    # These two say by themselves what was found.
+    return words if problem["type"] in ("value_error", "json_invalid") else f"{words}; found {shown(problem['input'])}"

@@ -64,7 +64,10 @@ class Layout:
 
 
 def make_layout(run_dir: Path) -> Layout:
-    """An empty layout of mode 0700 below `run_dir`, held until this process ends. Raises SocketPathTooLong, NodeRuns."""
+    """An empty layout of mode 0700 below `run_dir`, held until this process ends.
+
+    Raises SocketPathTooLong, NodeRuns.
+    """
     longest = run_dir / LONGEST_SOCKET
     if len(str(longest).encode()) > SOCKET_PATH_LIMIT_BYTES:
         raise SocketPathTooLong(longest, SOCKET_PATH_LIMIT_BYTES)

@@ -66,7 +66,14 @@ def configuration(layout: Layout, ports: Ports, options: Options) -> str:
         "max_response_size": 4 * options.max_body_bytes + 4096,
         "default_response_timeout": max(1, int(options.timeout_seconds)),
     }
-    return "".join(f"{name}={value}\n" for name, value in lines.items())
+    return "".join(f"{name}={_property(str(value))}\n" for name, value in lines.items())
+
+
+def _property(value: str) -> str:
+    r"""As Java reads a properties file: Latin-1, with \uXXXX for everything else, and the backslash as its escape."""
+    units = value.replace("\\", "\\\\").encode("utf-16-be")
+    codes = (int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2))
+    return "".join(chr(code) if 0x20 <= code < 0x7F else f"\\u{code:04x}" for code in codes)
 
 
 def command(layout: Layout, options: Options) -> list[str]:
@@ -83,7 +90,7 @@ def command(layout: Layout, options: Options) -> list[str]:
         "--sun-misc-unsafe-memory-access=allow",
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={layout.torchserve}",
-        f"-Dlog4j.configurationFile=file://{layout.torchserve / LOGGING}",
+        f"-Dlog4j.configurationFile={(layout.torchserve / LOGGING).as_uri()}",
         "-cp",
         str(home / "ts" / "frontend" / "*"),
         "org.pytorch.serve.ModelServer",
