@@ -123,3 +123,13 @@ class ArtifactMissing(RegistryError):
         super().__init__(f"{owner} has no artifact {name}; register the version again with: shipway train")
         self.owner = owner
         self.name = name
+
+
+class SourceRefused(RegistryError):
+    """A version whose files lie outside the configured artifact root: fetching them could read anything."""
+
+    def __init__(self, owner: str, location: str, allowed: str) -> None:
+        super().__init__(f"nothing is fetched for {owner}: its files are at {location!r}; allowed is {allowed}")
+        self.owner = owner
+        self.location = location
+        self.allowed = allowed

@@ -9,7 +9,15 @@ from pathlib import Path
 import yaml
 
 from handlers.schema import TableSchema
-from model_store.archive import IDENTITY, TORCHSERVE_MANIFEST, Manifest, archive_name, sign_archive, write
+from model_store.archive import (
+    IDENTITY,
+    TORCHSERVE_MANIFEST,
+    Manifest,
+    archive_name,
+    sign_archive,
+    signature_path,
+    write,
+)
 from model_store.pt2 import read_program
 from model_store.registry import Registry, ResolvedVersion
 
@@ -89,16 +97,18 @@ def package(
         # The name holds the digest, which is known only once the bytes are written.
         draft = Path(directory) / "draft.mar"
         digest = write(draft, members)
+        signature = sign_archive(draft, version.model, version.version, signing_key)
         archive = archives_dir / archive_name(version.model, version.version, digest)
+        # The signature first: whoever sees the archive sees it signed.
+        signature.replace(signature_path(archive))
         draft.replace(archive)
-    sign_archive(archive, version.model, version.version, signing_key)
     registry.log_archive(version, archive, digest)
     return PackagedVersion(version.model, version.version, digest, archive)
 
 
 def _members(registry: Registry, version: ResolvedVersion, plan: WorkerPlan) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as directory:
-        program = read_program(registry.download_program(version.source.removeprefix("models:/"), Path(directory)))
+        program = read_program(registry.download_program(version.source, Path(directory)))
     schema = registry.read_file(version.run_id, "schema.json")
     origin = json.loads(registry.read_file(version.run_id, "origin.json"))
     manifest = Manifest(

@@ -32,6 +32,7 @@ from model_store.errors import (
     ModelUriInvalid,
     RegistryError,
     RegistryUnreachable,
+    SourceRefused,
     VersionNotFound,
 )
 from model_store.files import write_atomically
@@ -43,7 +44,8 @@ ARCHIVES = "archives"
 DESCRIPTION = "version"
 """Where a run keeps what belongs to its version beside the program: schema, profile, golden set, origin."""
 
-_REACH_SECONDS = 5.0
+_REACH_SECONDS = 10.0
+_LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 _URI = re.compile(r"models:/(?P<model>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
 
 
@@ -74,8 +76,10 @@ class ResolvedVersion(RegisteredVersion):
 class Registry:
     """One MLflow server. Raises RegistryError, RegistryUnreachable for a server that does not answer."""
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, artifact_root: str = "mlflow-artifacts:/") -> None:
+        """`artifact_root` is where files may be fetched from; by default what the server itself hands out."""
         self.tracking_uri = tracking_uri
+        self._artifact_root = artifact_root
         _check_reachable(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
         mlflow.set_registry_uri(tracking_uri)
@@ -155,15 +159,19 @@ class Registry:
             raise VersionNotFound(uri, self.tracking_uri, self._known(model)) from error
         return _resolved(found)
 
-    def download_program(self, model_id: str, into: Path) -> Path:
-        """Fetch the exported program of a logged model into the directory `into`; returns the path of `model.pt2`."""
+    def download_program(self, source: str, into: Path) -> Path:
+        """Fetch the exported program of a version's `source` into the directory `into`; the path of `model.pt2`."""
+        logged = _LOGGED_MODEL.fullmatch(source)
+        if logged is None:
+            raise SourceRefused("the version", source, "a logged model, models:/m-…")
         try:
-            directory = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=str(into))
+            self._check_location(source, self._client.get_logged_model(logged["id"]).artifact_location)
+            directory = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(into))
         except (MlflowException, OSError) as error:
-            raise ArtifactMissing(f"the logged model {model_id}", "data/model.pt2") from error
+            raise ArtifactMissing(source, "data/model.pt2") from error
         path = Path(directory) / "data" / "model.pt2"
         if not path.is_file():
-            raise ArtifactMissing(f"the logged model {model_id}", "data/model.pt2")
+            raise ArtifactMissing(source, "data/model.pt2")
         return path
 
     def log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
@@ -204,9 +212,15 @@ class Registry:
 
     def _download(self, run_id: str, artifact: str, into: Path) -> Path:
         try:
+            self._check_location(f"the run {run_id}", self._client.get_run(run_id).info.artifact_uri)
             return Path(self._client.download_artifacts(run_id, artifact, str(into)))
         except (MlflowException, OSError) as error:
             raise ArtifactMissing(f"the run {run_id}", artifact) from error
+
+    def _check_location(self, owner: str, location: str | None) -> None:
+        """Whoever may create an experiment may point its artifacts at any path or host."""
+        if not str(location).startswith(self._artifact_root):
+            raise SourceRefused(owner, str(location), self._artifact_root)
 
     def _known(self, model: str) -> str:
         """What the registry does have, for a message."""

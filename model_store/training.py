@@ -178,7 +178,7 @@ def _description(registry: Registry, model_id: str, data: _Data) -> dict[str, by
     """Schema, profile and golden set, the outputs by the program as it is stored and as a node will load it."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        read_program(registry.download_program(model_id, directory)).write(directory)
+        read_program(registry.download_program(f"models:/{model_id}", directory)).write(directory)
         program = load_program(directory)
     chosen = np.linspace(0, len(data.validation_frame) - 1, ROWS).astype(np.int64)
     columns = flights.to_columns(data.validation_frame.iloc[chosen])

@@ -1,0 +1,302 @@
+"""Training, registering, packaging and fetching against a real MLflow server on SQLite."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from handlers.program import load_program
+from handlers.schema import TableSchema
+from model_store import registry as registry_module
+from model_store.archive import read_member, signature_path, verify_archive
+from model_store.errors import (
+    ArchiveRefused,
+    ArtifactMissing,
+    KeyUnusable,
+    ModelUriInvalid,
+    RegistryUnreachable,
+    SourceRefused,
+    VersionNotFound,
+)
+from model_store.fitting import Plan
+from model_store.golden import ROWS
+from model_store.mlflow_environment import ENVIRONMENT
+from model_store.package import PackagedVersion, package
+from model_store.registry import RegisteredVersion, Registry
+from model_store.signing import create_key, load_trusted
+from model_store.training import train
+from monitoring.profile import Profile
+
+START_SECONDS = 90
+SERVER_ENVIRONMENT = {
+    **os.environ,
+    **ENVIRONMENT,
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a dozen processes that nothing here uses
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_mlflow() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="sw-registry-"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(home: Path, free_ports: Callable[[int], list[int]]) -> Iterator[str]:
+    """A real MLflow server with its state under `home`; it and all its workers are gone at the end."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", f"{home}/artifacts"]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=home, env=SERVER_ENVIRONMENT, start_new_session=True
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(uri, server, home / "server.log")
+        yield uri
+    finally:
+        started = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        _, left = psutil.wait_procs(started, timeout=10)
+    assert not left
+
+
+def wait_until_healthy(uri: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=1):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"no MLflow server after {START_SECONDS} s:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def trained(tracking_uri: str) -> RegisteredVersion:
+    return train(tracking_uri, plan=Plan.small())
+
+
+@pytest.fixture(scope="module")
+def signing_key(home: Path) -> Path:
+    create_key(home / "keys" / "signing.pem", home / "trust")
+    return home / "keys" / "signing.pem"
+
+
+@pytest.fixture(scope="module")
+def packaged(tracking_uri: str, trained: RegisteredVersion, home: Path, signing_key: Path) -> PackagedVersion:
+    return package(trained.uri, tracking_uri=tracking_uri, archives_dir=home / "archives", signing_key=signing_key)
+
+
+def run_of(tracking_uri: str, run_id: str) -> dict[str, Any]:
+    """The run as MLflow's own REST interface gives it."""
+    with urllib.request.urlopen(f"{tracking_uri}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
+        run: dict[str, Any] = json.load(answer)["run"]
+    return run
+
+
+def history(tracking_uri: str, run_id: str, metric: str) -> list[dict[str, Any]]:
+    query = f"run_id={run_id}&metric_key={metric}"
+    with urllib.request.urlopen(f"{tracking_uri}/api/2.0/mlflow/metrics/get-history?{query}") as answer:
+        metrics: list[dict[str, Any]] = json.load(answer)["metrics"]
+    return metrics
+
+
+def test_the_first_version_is_number_one_and_champion(tracking_uri: str, trained: RegisteredVersion) -> None:
+    assert (trained.model, trained.version) == ("flights", 1)
+    registry = Registry(tracking_uri)
+    by_number, by_alias = registry.resolve("models:/flights/1"), registry.resolve("models:/flights@champion")
+    assert by_number == by_alias
+    assert by_number.run_id == trained.run_id
+    assert by_number.source.startswith("models:/m-")
+
+
+def test_the_run_holds_params_data_digest_commit_and_every_epoch(tracking_uri: str, trained: RegisteredVersion) -> None:
+    run = run_of(tracking_uri, trained.run_id)
+    params = {param["key"]: param["value"] for param in run["data"]["params"]}
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    assert run["info"]["status"] == "FINISHED"
+    assert params["data_digest"].startswith("sha256:")
+    assert params["training_rows"] == "6000"
+    assert tags["git_commit"]
+    assert {"accuracy", "precision", "recall", "f1", "roc_auc", "roc_auc_gain_low", "roc_auc_gain_high"} <= set(metrics)
+    for name in ("loss", "validation_loss", "validation_roc_auc"):
+        assert [point["step"] for point in history(tracking_uri, trained.run_id, name)] == [1, 2]
+
+
+def test_an_archive_holds_what_a_node_needs_and_its_golden_set_is_reproduced(
+    packaged: PackagedVersion, trained: RegisteredVersion, home: Path, tmp_path: Path
+) -> None:
+    trusted = load_trusted(home / "trust")
+    manifest = verify_archive(packaged.archive, "flights", 1, packaged.digest, trusted)
+    assert manifest.run_id == trained.run_id
+    assert manifest.libraries["torch"] == "2.13.0"
+    for name in ("program.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes(read_member(packaged.archive, name))
+    golden = json.loads(read_member(packaged.archive, "golden.json"))
+    columns = {tensor["name"]: tensor["data"] for tensor in golden["request"]["inputs"]}
+    schema = TableSchema.from_json(read_member(packaged.archive, "schema.json"))
+    numbers, codes = schema.encode(columns)
+    assert len(numbers) == ROWS
+    assert np.isnan(numbers).any()
+    assert (codes[1] == [len(column.vocabulary) for column in schema.categories]).all()
+    (found,) = load_program(tmp_path)(torch.from_numpy(numbers), torch.from_numpy(codes))
+    expected = golden["response"]["outputs"][0]["data"]
+    assert np.allclose(found.numpy(), expected, rtol=golden["rtol"], atol=golden["atol"])
+
+
+def test_the_profile_counts_the_training_rows_of_every_column(packaged: PackagedVersion) -> None:
+    profile = Profile.from_json(read_member(packaged.archive, "profile.json"))
+    schema = TableSchema.from_json(read_member(packaged.archive, "schema.json"))
+    assert profile.rows == 6000
+    assert [feature.name for feature in profile.features] == [*schema.names, "probability"]
+    assert profile.features[-1].kind == "output"
+
+
+def test_packaging_again_gives_the_same_digest_in_another_process_too(
+    tracking_uri: str, packaged: PackagedVersion, home: Path, signing_key: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from model_store.package import package;"
+        "uri, archives, key = sys.argv[1:];"
+        "print(package('models:/flights@champion', tracking_uri=uri, archives_dir=Path(archives),"
+        " signing_key=Path(key)).digest)"
+    )
+    command = [sys.executable, "-c", program, tracking_uri, str(home / "elsewhere"), str(signing_key)]
+    again = subprocess.run(
+        command, env={**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True
+    )
+    assert again.stdout.splitlines() == [packaged.digest]
+    assert again.stderr == ""
+    assert (home / "elsewhere" / packaged.archive.name).read_bytes() == packaged.archive.read_bytes()
+    assert sorted(path.name for path in (home / "elsewhere").iterdir()) == [
+        packaged.archive.name,
+        signature_path(packaged.archive).name,
+    ]
+
+
+def test_any_machine_can_fetch_the_archive_by_model_version_and_digest(
+    tracking_uri: str, packaged: PackagedVersion, home: Path, tmp_path: Path
+) -> None:
+    registry = Registry(tracking_uri)
+    assert registry.resolve("models:/flights/1").digest == packaged.digest
+    fetched = registry.fetch_archive("flights", 1, packaged.digest, tmp_path)
+    assert fetched.read_bytes() == packaged.archive.read_bytes()
+    assert verify_archive(fetched, "flights", 1, packaged.digest, load_trusted(home / "trust")).version == 1
+    with pytest.raises(ArtifactMissing, match=r"archives/flights-1-000000000000\.mar"):
+        registry.fetch_archive("flights", 1, "sha256:" + "0" * 64, tmp_path)
+
+
+def test_an_archive_altered_in_the_registry_is_refused_and_nothing_is_kept(
+    tracking_uri: str, packaged: PackagedVersion, home: Path, tmp_path: Path
+) -> None:
+    (stored,) = (home / "artifacts").rglob(packaged.archive.name)
+    before = stored.read_bytes()
+    try:
+        stored.write_bytes(before[:-1])
+        with pytest.raises(ArchiveRefused, match="another file under its name") as caught:
+            Registry(tracking_uri).fetch_archive("flights", 1, packaged.digest, tmp_path)
+    finally:
+        stored.write_bytes(before)
+    assert caught.value.expected == packaged.digest
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_worker_settings_are_another_archive(
+    tracking_uri: str, packaged: PackagedVersion, tmp_path: Path, home: Path, signing_key: Path
+) -> None:
+    other = package(
+        "models:/flights/1", tracking_uri=tracking_uri, archives_dir=tmp_path, signing_key=signing_key, workers=4
+    )
+    assert other.digest != packaged.digest
+    assert b"maxWorkers: 4" in read_member(other.archive, "model-config.yaml")
+    assert Registry(tracking_uri).fetch_archive("flights", 1, packaged.digest, home / "first").is_file()
+
+
+def test_the_whole_training_beats_the_delay_alone_and_is_a_second_version(
+    tracking_uri: str, trained: RegisteredVersion
+) -> None:
+    registry = Registry(tracking_uri)
+    before = registry.resolve(trained.uri)
+    second = train(tracking_uri)
+    metrics = {metric["key"]: metric["value"] for metric in run_of(tracking_uri, second.run_id)["data"]["metrics"]}
+    assert metrics["baseline_roc_auc"] == pytest.approx(0.9186, abs=1e-4)
+    assert metrics["roc_auc_gain_low"] > 0
+    assert metrics["roc_auc"] > 0.924
+    assert second.version > trained.version
+    assert registry.resolve("models:/flights@champion") == registry.resolve(trained.uri) == before
+    assert registry.resolve(second.uri).digest is None
+
+
+def test_files_are_fetched_from_the_configured_artifact_root_alone(
+    tracking_uri: str, trained: RegisteredVersion, tmp_path: Path
+) -> None:
+    registry = Registry(tracking_uri, artifact_root="mlflow-artifacts:/elsewhere/")
+    source = registry.resolve(trained.uri).source
+    with pytest.raises(SourceRefused, match="allowed is mlflow-artifacts:/elsewhere/"):
+        registry.download_program(source, tmp_path)
+    with pytest.raises(SourceRefused, match=trained.run_id):
+        registry.read_file(trained.run_id, "schema.json")
+    with pytest.raises(SourceRefused, match="file:///etc"):
+        Registry(tracking_uri).download_program("file:///etc", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "uri", ["flights", "models:/flights", "models:/flights/0", "models:/flights/x", "runs:/a/b", ""]
+)
+def test_an_address_that_names_no_version_is_refused(tracking_uri: str, uri: str) -> None:
+    with pytest.raises(ModelUriInvalid, match="models:/NAME@ALIAS"):
+        Registry(tracking_uri).resolve(uri)
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_unknown_version_alias_or_model_is_answered_with_what_there_is(tracking_uri: str) -> None:
+    registry = Registry(tracking_uri)
+    with pytest.raises(VersionNotFound, match=r"versions 1.* and aliases champion of flights"):
+        registry.resolve("models:/flights/99")
+    with pytest.raises(VersionNotFound, match="aliases champion of flights"):
+        registry.resolve("models:/flights@nobody")
+    with pytest.raises(VersionNotFound, match="no model trains, only flights"):
+        registry.resolve("models:/trains/1")
+
+
+def test_a_key_that_cannot_sign_leaves_no_archive_behind(
+    tracking_uri: str, trained: RegisteredVersion, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyUnusable):
+        package(trained.uri, tracking_uri=tracking_uri, archives_dir=tmp_path / "a", signing_key=tmp_path / "none")
+    assert not list(tmp_path.rglob("*.mar"))
+
+
+def test_no_server_is_said_within_seconds(free_ports: Callable[[int], list[int]]) -> None:
+    (port,) = free_ports(1)
+    start = time.monotonic()
+    with pytest.raises(RegistryUnreachable, match=f"no MLflow server answers at http://127.0.0.1:{port}"):
+        Registry(f"http://127.0.0.1:{port}")
+    assert time.monotonic() - start < registry_module._REACH_SECONDS + 1
