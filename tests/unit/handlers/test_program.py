@@ -71,6 +71,13 @@ def directory(tmp_path: Path, small: Small) -> Path:
     return unpacked(tmp_path, small, inputs(2))
 
 
+def test_it_goes_to_the_device_asked_for_with_all_its_weights(directory: Path) -> None:
+    numbers, codes = inputs(3)
+    found = load_program(directory, device="meta")(numbers.to("meta"), codes.to("meta"))
+    assert [output.device.type for output in found] == ["meta", "meta"]
+    assert [tuple(output.shape) for output in found] == [(3,), (3, 2)]
+
+
 def never(*_: object, **__: object) -> None:
     raise AssertionError("something was unpickled")
 
