@@ -15,6 +15,8 @@ from deploy.settings import Settings, read_settings
 from model_store.errors import ModelStoreError
 from model_store.mlflow_environment import ENVIRONMENT
 
+OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
+
 pass_settings = click.make_pass_decorator(Settings)
 
 
@@ -140,6 +142,12 @@ def main() -> None:
         cli()
     except (ShipwayError, ModelStoreError) as error:
         click.echo(f"shipway: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        # The base install prints help; a missing module of our own is a fault, and wants its traceback.
+        if error.name is None or error.name.partition(".")[0] in OURS:
+            raise
+        click.echo(f"shipway: this command needs {error.name!r}, which the extra shipway[local] installs", err=True)
         sys.exit(1)
 
 

@@ -3,7 +3,6 @@
 `make generate` runs `python -m deploy.reference README.md`.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -56,10 +55,12 @@ def updated(text: str) -> str:
         ValueError: a mark is missing.
     """
     for name, table in {"commands": commands_table(), "settings": settings_table()}.items():
-        marks = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        if marks.search(text) is None:
+        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+        before, found_start, rest = text.partition(start)
+        _, found_end, after = rest.partition(end)
+        if not (found_start and found_end):
             raise ValueError(f"no place for the table: expected <!-- {name} --> and, later, <!-- end -->")
-        text = marks.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
+        text = "".join([before, start, table, end, after])
     return text
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that every suite may use: free ports, a short state directory, and no process left behind."""
+"""Fixtures that every suite may use: free ports and short directories, and no settings from outside."""
 
 import os
 import shutil
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 
 TESTS = Path(__file__).parent
@@ -63,14 +62,3 @@ def free_ports() -> Callable[[int], list[int]]:
             return [int(one.getsockname()[1]) for one in held]
 
     return find
-
-
-@pytest.fixture
-def reaped() -> Iterator[None]:
-    """Ends, after the test, every process that it started and left; the test itself asserts where that is a fault."""
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
-    for child in left:
-        child.kill()
-    psutil.wait_procs(left, timeout=5)

@@ -43,3 +43,10 @@ def test_error_is_one_message_and_exit_code_1() -> None:
 
 def test_wrong_usage_is_exit_code_2() -> None:
     assert shipway("start").returncode == 2
+
+
+def test_missing_extra_is_named() -> None:
+    source = "import sys; sys.modules['psutil'] = None; sys.argv[1:] = ['status']; from deploy.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "shipway: this command needs 'psutil', which the extra shipway[local] installs\n"
