@@ -60,7 +60,7 @@ def updated(text: str) -> str:
         _, found_end, after = rest.partition(end)
         if not (found_start and found_end):
             raise ValueError(f"no place for the table: expected <!-- {name} --> and, later, <!-- end -->")
-        text = "".join([before, start, table, end, after])
+        text = f"{before}{start}{table}{end}{after}"
     return text
 
 
