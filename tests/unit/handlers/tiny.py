@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import torch
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from torch import nn
 
 from handlers.answer import CONTENT_TYPE_HEADER, GRPC, HTTP, PROTOCOL_HEADER, REPLAY_HEADER, ROWS
@@ -82,6 +84,13 @@ def loading_context(directory: Path) -> Any:
     return Context(MODEL, str(directory), manifest, 1, None, "0.12.0")
 
 
+def serving_context(*headers: dict[str, str]) -> Any:
+    """TorchServe's own context for one batch, with each request's headers."""
+    context = Context(MODEL, "", {}, len(headers), None, "0.12.0")
+    context.request_processor = [RequestProcessor(each) for each in headers]
+    return context
+
+
 class Request:
     """One request as TorchServe hands it over."""
 
@@ -123,13 +132,20 @@ class Answer:
 
 def ask(handler: Any, *requests: Request) -> list[Answer]:
     """Hand `requests` over as one batch."""
-    context = Context(MODEL, "", {}, len(requests), None, "0.12.0")
-    context.request_processor = [RequestProcessor(request.headers) for request in requests]
+    context = serving_context(*(request.headers for request in requests))
     bodies = handler.handle([{"body": bytearray(request.body)} for request in requests], context)
     return [
         Answer(request, body, context.get_response_headers(index))
         for index, (request, body) in enumerate(zip(requests, bodies, strict=True))
     ]
+
+
+def exposition(directory: Path) -> dict[str, float]:
+    """Every series of all workers with its value."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    lines = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
 def rows(*values: Row) -> Request:

@@ -1,0 +1,73 @@
+"""Plain JSON rows: every row has exactly the known columns, whatever their order."""
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.errors import InvalidRequest, RequestRefused
+from handlers.protocol.rows import decode, encode
+from handlers.tensors import Tensor
+
+COLUMNS = ("delay", "carrier")
+
+
+def test_one_object_is_one_row() -> None:
+    assert decode(memoryview(b'{"carrier": "UA", "delay": 1}'), COLUMNS) == ({"delay": [1], "carrier": ["UA"]}, True)
+
+
+def test_list_of_objects_is_turned_into_columns() -> None:
+    body = b'[{"delay": 1, "carrier": "UA"}, {"carrier": null, "delay": "x"}]'
+    assert decode(memoryview(body), COLUMNS) == ({"delay": [1, "x"], "carrier": ["UA", None]}, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("", "body: not JSON: "),
+        ('{"delay": NaN, "carrier": "UA"}', "body: not JSON: "),
+        ('{"delay": Infinity, "carrier": "UA"}', "body: not JSON: "),
+        ("[]", "body: empty batch; found no rows; allowed: at least one row"),
+        ("null", "row 0: wrong type; found null; allowed: an object of delay, carrier"),
+        ('"x"', "row 0: wrong type; found 'x'; allowed: an object of delay, carrier"),
+        ('[{"delay": 1, "carrier": ""}, 3]', "row 1: wrong type; found 3; allowed: an object of delay, carrier"),
+        ("[" * 500 + "]" * 500, "row 0: wrong type; found [[[[…]]]]; allowed: an object of delay, carrier"),
+        ('[{"delay": 1}]', "row 0: missing carrier; allowed: delay, carrier"),
+        ("{}", "row 0: missing delay, carrier; allowed: delay, carrier"),
+        ('{"delay": 1, "Carrier": ""}', "row 0: missing carrier; allowed: delay, carrier"),
+        ('{"delay": 1, "carrier": "", "gate\\n": 1}', r"row 0: unknown 'gate\n'; allowed: delay, carrier"),
+    ],
+)
+def test_wrong_rows_are_refused_in_words(body: str, words: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decode(memoryview(body.encode()), COLUMNS)
+    assert str(refused.value).startswith(words)
+
+
+@given(st.binary() | st.text(alphabet='[]{}",:0129.eE-ntfua ').map(str.encode))
+def test_any_bytes_are_refused_or_read(body: bytes) -> None:
+    try:
+        columns, _ = decode(memoryview(body), COLUMNS)
+    except RequestRefused:
+        return
+    assert tuple(columns) == COLUMNS
+
+
+OUTPUTS = [
+    Tensor("probability", "FP32", (2,), np.array([0.1, np.nan], dtype=np.float32)),
+    Tensor("delay", "FP32", (2,), np.array([3, 4], dtype=np.float32)),
+]
+
+
+def test_answer_is_one_object_a_row() -> None:
+    body = encode(OUTPUTS, single=False)
+    assert orjson.loads(body) == [{"probability": 0.1, "delay": 3.0}, {"probability": None, "delay": 4.0}]
+
+
+def test_float32_is_written_with_its_own_digits() -> None:
+    assert b'"probability":0.1,' in encode(OUTPUTS, single=False)
+
+
+def test_single_row_is_answered_with_the_object() -> None:
+    assert orjson.loads(encode([OUTPUTS[1]], single=True)) == {"delay": 3.0}

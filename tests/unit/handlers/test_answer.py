@@ -1,0 +1,173 @@
+"""How a request comes in and an answer goes out: headers, statuses, and gRPC's percent-encoding."""
+
+import json
+import time
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.answer import (
+    CONTENT_TYPE_HEADER,
+    GRPC,
+    HTTP,
+    MAX_GRPC_MESSAGE_BYTES,
+    PROTOCOL_HEADER,
+    REPLAY_HEADER,
+    ROWS,
+    START_HEADER,
+    Call,
+    fail,
+    grpc_message,
+    succeed,
+)
+from handlers.errors import (
+    ArchiveUnusable,
+    HandlerError,
+    InvalidRequest,
+    PredictionFailed,
+    RequestRefused,
+    UnsupportedContentType,
+    UnsupportedEncoding,
+)
+from tests.unit.handlers.tiny import serving_context
+
+
+def context(**headers: str) -> Any:
+    return serving_context(headers)
+
+
+def call(protocol: str = HTTP, **headers: str) -> Call:
+    return Call.read(0, {"body": b"x"}, context(**{PROTOCOL_HEADER: protocol}, **headers))
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80))
+def test_short_message_survives_grpc(text: str) -> None:
+    encoded = grpc_message(text)
+    assert unquote(encoded, errors="strict") == text
+    assert all(" " <= character <= "~" for character in encoded)
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.integers(200, 2000),
+)
+def test_long_message_is_cut_between_characters(text: str, shift: int, times: int) -> None:
+    text = "a" * shift + text * times
+    encoded = grpc_message(text)
+    assert len(encoded) <= MAX_GRPC_MESSAGE_BYTES
+    # Strictly: half a character, or half an escape, would be an error.
+    decoded = unquote(encoded, errors="strict")
+    assert text.startswith(decoded)
+    # A character is at most twelve bytes; nothing but that need be lost.
+    assert decoded == text or len(encoded) > MAX_GRPC_MESSAGE_BYTES - 12
+
+
+@pytest.mark.parametrize(
+    ("text", "encoded"),
+    [("a b~", "a b~"), ("100%", "100%25"), ("a\r\nb", "a%0D%0Ab"), ("é", "%C3%A9"), ("\x7f", "%7F"), ("%41", "%2541")],
+)
+def test_message_is_encoded_by_the_rule_of_grpc(text: str, encoded: str) -> None:
+    assert grpc_message(text) == encoded
+
+
+def test_very_long_message_costs_little() -> None:
+    started = time.perf_counter()
+    assert len(grpc_message("\0" * 10**7)) <= MAX_GRPC_MESSAGE_BYTES
+    assert time.perf_counter() - started < 0.1
+
+
+ERRORS: dict[HandlerError, tuple[str, str]] = {
+    InvalidRequest("id", "wrong\ntype"): ("400", "3"),
+    UnsupportedContentType("text/csv", ("application/json",)): ("415", "3"),
+    UnsupportedEncoding("content-encoding", "gzip"): ("415", "12"),
+    RequestRefused("no"): ("400", "3"),
+    PredictionFailed(IndexError("secret")): ("500", "13"),
+}
+NOT_FOR_CLIENTS = {HandlerError, ArchiveUnusable}
+
+
+def test_every_error_has_a_status_here() -> None:
+    def below(kind: type[HandlerError]) -> set[type[HandlerError]]:
+        return {kind}.union(*(below(each) for each in kind.__subclasses__()))
+
+    assert {type(error) for error in ERRORS} == below(HandlerError) - NOT_FOR_CLIENTS
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("protocol", [HTTP, ROWS])
+def test_error_over_http_is_json_with_a_status(error: HandlerError, protocol: str) -> None:
+    answering = context()
+    body = fail(answering, call(protocol), error)
+    assert json.loads(body) == {"error": str(error)}
+    assert answering.get_response_headers(0) == {
+        "x-shipway-status": ERRORS[error][0],
+        "content-type": "application/json",
+    }
+    # TorchServe closes the connection after anything but a success.
+    assert answering.get_response_status(0)[0] == 200
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_error_over_grpc_is_in_headers(error: HandlerError) -> None:
+    answering = context()
+    assert fail(answering, call(GRPC), error) == b""
+    headers = answering.get_response_headers(0)
+    assert unquote(headers.pop("x-shipway-grpc-message")) == str(error)
+    status, grpc_status = ERRORS[error]
+    assert headers == {
+        "x-shipway-status": status,
+        "x-shipway-grpc-status": grpc_status,
+        "content-type": "application/x-protobuf",
+    }
+
+
+def test_fault_of_the_model_is_not_told_in_full() -> None:
+    assert str(PredictionFailed(IndexError("secret"))) == "the model failed on this input: IndexError"
+
+
+def test_success_has_the_content_type_and_no_status() -> None:
+    answering = context()
+    assert succeed(answering, 0, b"body", "application/json", {"a": "b"}) == b"body"
+    assert answering.get_response_headers(0) == {"content-type": "application/json", "a": "b"}
+
+
+def test_call_without_headers_is_a_plain_one() -> None:
+    plain = Call.read(0, {}, context())
+    assert (plain.protocol, bytes(plain.body), plain.replay) == (ROWS, b"", False)
+    assert plain.seconds_since_arrival() is None
+
+
+def test_replay_is_told_by_its_header() -> None:
+    assert call(**{REPLAY_HEADER: "1"}).replay
+
+
+def test_time_since_arrival_is_read_off_the_edges_header() -> None:
+    seconds = call(**{START_HEADER: f"{time.time() - 2:.6f}"}).seconds_since_arrival()
+    assert seconds is not None
+    assert 2 <= seconds < 3
+    assert call(**{START_HEADER: "soon"}).seconds_since_arrival() is None
+
+
+@pytest.mark.parametrize("found", ["application/json", "Application/JSON; charset=utf-8", " application/json ", ""])
+def test_content_type_is_compared_without_its_parameters(found: str) -> None:
+    call(**{CONTENT_TYPE_HEADER: found}).check_content_type(("application/json",))
+
+
+def test_wrong_content_type_is_refused() -> None:
+    with pytest.raises(UnsupportedContentType) as refused:
+        call(**{CONTENT_TYPE_HEADER: "text/csv;x"}).check_content_type(("application/json", "application/octet-stream"))
+    assert str(refused.value) == (
+        "content-type: 'text/csv' is not read here; allowed: application/json, application/octet-stream"
+    )
+
+
+@pytest.mark.parametrize("field", ["content-encoding", "grpc-encoding"])
+def test_compressed_body_is_refused(field: str) -> None:
+    call(**{field: "identity"}).check_content_type(())
+    with pytest.raises(UnsupportedEncoding) as refused:
+        call(**{field: "gzip"}).check_content_type(())
+    assert str(refused.value) == f"{field}: 'gzip' is not unpacked here; allowed: identity"
