@@ -46,7 +46,7 @@ class TabularHandler(BaseHandler):
             count = tensor.shape[0] if count is None else count
             if tensor.shape[0] != count:
                 raise InvalidRequest(
-                    field, "as many rows as the other inputs", found=tensor.shape[0], allowed=f"{count}"
+                    field, "not as many rows as the inputs before it", found=tensor.shape[0], allowed=f"{count}"
                 )
             columns[tensor.name] = tensor.values
         if not count:
