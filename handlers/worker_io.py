@@ -52,32 +52,30 @@ class _Reader:
         if self._file is None:
             self._file = connection.makefile("rb", BUFFER_BYTES)
             self._read = self._file.read
-        command = self._bytes(1)
-        if command != _INFERENCE:
+        try:
+            return self._message()
+        except struct.error:
+            sys.exit(0)  # TorchServe has closed the connection: the worker's work is done, as in the stock reader
+
+    def _message(self) -> tuple[bytes, list[dict[str, Any]]]:
+        """Once the connection is closed nothing more is read, too little for the next length: struct.error."""
+        command = self._read(1)
+        if command not in (_INFERENCE, b""):
             raise ValueError(f"unexpected command {command!r}: a loaded worker is only asked for predictions")
         requests = []
-        while (length := self._int()) != _END:
+        while (length := _INT.unpack(self._read(4))[0]) != _END:
             requests.append(self._request(length))
         return command, requests
 
     def _request(self, id_length: int) -> dict[str, Any]:
-        request_id = self._bytes(id_length)
+        read, integer = self._read, _INT.unpack  # no calls of our own: this runs for every field of every request
+        request_id = read(id_length)
         headers = []
-        while (length := self._int()) != _END:
-            headers.append({"name": self._bytes(length), "value": self._bytes(self._int())})
+        while (length := integer(read(4))[0]) != _END:
+            headers.append({"name": read(length), "value": read(integer(read(4))[0])})
         parameters = []
-        while (length := self._int()) != _END:
-            name = self._bytes(length).decode()
-            content_type = self._bytes(self._int()).decode()
-            parameters.append({"name": name, "contentType": content_type, "value": self._bytes(self._int())})
+        while (length := integer(read(4))[0]) != _END:
+            name = read(length).decode()
+            content_type = read(integer(read(4))[0]).decode()
+            parameters.append({"name": name, "contentType": content_type, "value": read(integer(read(4))[0])})
         return {"requestId": request_id, "headers": headers, "parameters": parameters}
-
-    def _int(self) -> int:
-        value: int = _INT.unpack(self._bytes(4))[0]
-        return value
-
-    def _bytes(self, length: int) -> bytes:
-        data = self._read(length)
-        if len(data) < length:
-            sys.exit(0)  # TorchServe has closed the connection: the worker's work is done, as in the stock reader
-        return data
