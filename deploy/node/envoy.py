@@ -91,7 +91,7 @@ def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge, token: str) -> Conf
         "domains": ["*"],
         "routes": [
             *(route for endpoint in endpoints for route in _endpoint_routes(endpoint, edge, token)),
-            *_control_routes(),
+            *_control_routes(edge),
         ],
     }
     return _resources(
@@ -182,7 +182,7 @@ def _predict(match: Config, target: Config, protocol: str, edge: Edge, token: st
             _set("authorization", f"Bearer {token}"),
         ],
         "response_headers_to_add": [*answer, _set(_PREDICTION_ID, f"%REQ({_PREDICTION_ID})%")],
-        **({} if protocol == GRPC else _without_grpc()),
+        **({} if protocol == GRPC else _without_grpc(edge)),
     }
 
 
@@ -194,7 +194,7 @@ def _provenance(model: str, version: DesiredVersion) -> list[Config]:
     ]
 
 
-def _control_routes() -> list[Config]:
+def _control_routes(edge: Edge) -> list[Config]:
     """What the launcher answers: health, metadata, and words for whatever names no model or version of this node."""
     control = {"cluster": CONTROL_CLUSTER, "timeout": "5s"}
     http_prefixes = ("/v2", "/predictions/", "/explanations/")
@@ -204,16 +204,16 @@ def _control_routes() -> list[Config]:
     }
     return [
         {"match": {"prefix": f"/{SERVICE}/"}, "route": control},
-        *({"match": {"prefix": prefix}, "route": control, **_without_grpc()} for prefix in http_prefixes),
+        *({"match": {"prefix": prefix}, "route": control, **_without_grpc(edge)} for prefix in http_prefixes),
         # Twice: the bridge changes the content type and has the route chosen again.
         {"match": {"prefix": "/", "grpc": {}}, "route": control},
         {"match": {"prefix": "/", "headers": [_over_grpc()]}, "route": control},
-        {"match": {"prefix": "/"}, "direct_response": refusal, **_without_grpc()},
+        {"match": {"prefix": "/"}, "direct_response": refusal, **_without_grpc(edge)},
     ]
 
 
-def _without_grpc() -> Config:
-    """Per-route switches that take the gRPC filters out of an HTTP request's way."""
+def _without_grpc(edge: Edge) -> Config:
+    """Per-route switches that take the gRPC filters, and the room for gRPC's frame, out of an HTTP request's way."""
     lua_off = {"@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute", "disabled": True}
     bridge = "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfigPerRoute"
     return {
@@ -221,6 +221,10 @@ def _without_grpc() -> Config:
             _GRPC_ROUTE: lua_off,
             _GRPC_ERRORS: lua_off,
             _BRIDGE: {"@type": f"type.googleapis.com/{bridge}", "disabled": True},
+            _BUFFER: {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+                "buffer": {"max_request_bytes": edge.max_body_bytes},
+            },
         }
     }
 

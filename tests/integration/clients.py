@@ -14,10 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import hpack
 from hyperframe import frame as frames
+
+from handlers.protocol.messages import SERVICE
 
 PATH = "/predictions/flights"
 TIMEOUT_SECONDS = 30.0
@@ -182,7 +185,7 @@ def grpc_unary(request: bytes) -> Client:
 
     def client(load: Load, tally: Tally) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{load.port}") as channel:
-            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            infer: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             while load.take():
                 tally.sent += 1
                 try:
@@ -235,7 +238,8 @@ class _Http2:
             elif isinstance(frame, frames.SettingsFrame) and "ACK" not in frame.flags:
                 self._socket.sendall(frames.SettingsFrame(0, flags=["ACK"]).serialize())
             elif isinstance(frame, frames.HeadersFrame):
-                status = int(dict(self._decoder.decode(frame.data))[":status"])
+                headers: dict[Any, Any] = dict(self._decoder.decode(frame.data))
+                status = int(headers[":status"])
             elif isinstance(frame, frames.DataFrame) and frame.data:
                 size = len(frame.data)
                 windows = [frames.WindowUpdateFrame(each, size) for each in (0, stream)]
@@ -264,7 +268,7 @@ class _Http2:
 def post(
     port: int, path: str, body: object, headers: dict[str, str] | None = None, method: str = "POST"
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request on its own connection: status, headers (names in lower case), body. `body` goes as JSON unless bytes."""
+    """One request on its own connection: status, headers (names in lower case), body. JSON, unless given as bytes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
@@ -272,3 +276,11 @@ def post(
     answer = response.read()
     connection.close()
     return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
+
+
+def call(port: int, method: str, body: bytes, metadata: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """One gRPC call of the Open Inference service on a channel of its own. Raises grpc.RpcError."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        unary: Any = channel.unary_unary(f"/{SERVICE}/{method}")
+        answer: bytes = unary(body, metadata=metadata, timeout=TIMEOUT_SECONDS)
+        return answer
