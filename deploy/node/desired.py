@@ -36,10 +36,13 @@ class DesiredEndpoint(_Frozen):
     """One model name in service. The weights of its versions add up to 100."""
 
     model: ModelName
-    versions: tuple[DesiredVersion, ...] = Field(min_length=1)
+    versions: tuple[DesiredVersion, ...]
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        # Here and not as the field's own rule, which also complains when a version was refused for itself.
+        if not self.versions:
+            raise ValueError("at least one version; found none")
         numbers = [version.version for version in self.versions]
         if len(set(numbers)) != len(numbers):
             raise ValueError(f"every version once; found {numbers}")

@@ -38,7 +38,7 @@ BATCH = 16
 
 def row(at: int) -> Row:
     """Rows that all differ, so that an answer given to the wrong item shows."""
-    return {**GOOD[0], "delay": 40 * at, "wind": at / 3}
+    return {**GOOD[0], "delay": 30 * at, "wind": at / 3}
 
 
 def good(at: int) -> Request:
