@@ -28,7 +28,7 @@ load: $(INSTALLED) ## Load the running node over HTTP and gRPC for LOAD_SECONDS 
 		--run-time $(LOAD_SECONDS)s
 
 bench: $(INSTALLED) ## Compare the node with stock TorchServe, interleaved, and print the table of ratios
-	$(BIN)/python tests/bench/compare.py
+	$(BIN)/python -m tests.bench.compare
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
