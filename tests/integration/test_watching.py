@@ -5,6 +5,8 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+import numpy as np
+
 from model_store.archive import read_member
 from monitoring.profile import Profile
 from tests.integration.clients import call, post
@@ -57,7 +59,7 @@ def test_every_row_falls_into_the_bin_of_its_value(lab: Lab) -> None:
             elif found is None:
                 label = "missing"
             else:
-                label = f"{sum(found >= edge for edge in feature.edges):02d}"
+                label = f"{sum(np.float32(found) >= edge for edge in feature.edges):02d}"
             series = f'bin="{label}",feature="{feature.name}",kind="{feature.kind}",{VERSION}'
             expected[series] = expected.get(series, 0) + 1
     prefix = "shipway_feature_rows_total{"
