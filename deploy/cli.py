@@ -105,6 +105,18 @@ def package(settings: Settings, uri: str) -> None:
 @cli.command()
 @click.argument("name")
 @click.argument("version", type=click.IntRange(min=1))
+@click.argument("digest")
+@pass_settings
+def fetch(settings: Settings, name: str, version: int, digest: str) -> None:
+    """Fetch the archive of NAME and VERSION with this DIGEST, and its signature, from the registry."""
+    from model_store.registry import Registry
+
+    click.echo(Registry(settings.mlflow_uri).fetch_archive(name, version, digest, settings.archives_dir))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("version", type=click.IntRange(min=1))
 @pass_settings
 def serve(settings: Settings, name: str, version: int) -> None:
     """Give all traffic of the model NAME to its packaged VERSION."""

@@ -71,6 +71,10 @@ class Admin:
         """Accept no more connections; those that are open go on."""
         await self._post("/drain_listeners")
 
+    async def reopen_logs(self) -> None:
+        """Go on in a new file where the access log was."""
+        await self._post("/reopen_logs")
+
     async def _post(self, path: str) -> None:
         async with self._client.post(path) as response:
             response.raise_for_status()

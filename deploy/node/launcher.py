@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.2
 CHECK_WORKERS_SECONDS = 2.0
+ACCESS_LOG_BYTES = 64 * 2**20
+"""The access log is kept in two files of this size."""
 STARTED_WITHIN_SECONDS = 60.0
 NOTICE_SECONDS = 2.0
 """How long clients are told to reconnect before the listener closes: each is told with its next answer."""
@@ -118,7 +120,7 @@ class Node:
         if not ready.done():
             raise NodeError(f"the node's programs were not up within {STARTED_WITHIN_SECONDS:g} s; {_dead(processes)}")
         logger.info("the node is up: %s", self._settings.http_url)
-        work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_workers())]
+        work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_running())]
         await asyncio.wait([stopped, *deaths, *work], return_when="FIRST_COMPLETED")
         for task in work:
             task.cancel()
@@ -197,10 +199,18 @@ class Node:
                 self._publish()
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _watch_workers(self) -> None:
+    async def _watch_running(self) -> None:
+        """What can change without anyone asking for it."""
         while True:
             await asyncio.sleep(CHECK_WORKERS_SECONDS)
             await self._reconciler.check_workers()
+            await self._rotate_access_log()
+
+    async def _rotate_access_log(self) -> None:
+        log = self._edge.access_log
+        if log.exists() and log.stat().st_size > ACCESS_LOG_BYTES:
+            log.replace(log.with_suffix(".1.log"))
+            await self._admin.reopen_logs()
 
     async def _drain(self) -> None:
         """No request that was accepted is dropped: tell, wait, close, wait for the last answer."""

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from deploy.node.desired import Desired, read_actual, serve, write_state
+from deploy.node.launcher import ACCESS_LOG_BYTES
 from deploy.settings import Settings
 from handlers.protocol.messages import ModelInferRequest
 from model_store.archive import archive_name, signature_path
@@ -326,6 +327,40 @@ def test_a_request_in_flight_survives_the_drain(lab: Lab, free_ports: Ports) -> 
         asking.join(30)
         assert found == [200]
         assert running.process.wait(30) == 0
+
+
+def test_no_answer_in_time(lab: Lab, free_ports: Ports) -> None:
+    """A worker that does not answer: 504 and DEADLINE_EXCEEDED in words, and both say which version it was."""
+    with node(lab, free_ports(2), lab.alone(), request_timeout_seconds=1.5) as running:
+        wait_until_ready(running.settings, 1)
+        workers = workers_of(running, 1)
+        for worker in workers:
+            worker.suspend()
+        status, headers, body = post(running.port, "/predictions/flights", lab.row())
+        assert status == 504
+        assert json.loads(body)["error"] == "no answer within 1.5 s, the node's limit for one request"
+        assert headers["x-shipway-version"] == "1"
+        assert headers["x-shipway-prediction-id"]
+        with pytest.raises(grpc.RpcError) as caught:
+            clients.call(running.port, "ModelInfer", grpc_request(lab))
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert error.details() == "no answer within 1.5 s, the node's limit for one request"
+        assert dict(error.initial_metadata())["x-shipway-version"] == "1"
+        for worker in workers:
+            worker.resume()
+        wait_for(lambda: post(running.port, "/predictions/flights", lab.row())[0] == 200, 30)
+
+
+def test_the_access_log_is_bounded(lab: Lab, free_ports: Ports) -> None:
+    with node(lab, free_ports(2), Desired()) as running:
+        wait_until_ready(running.settings, 0)
+        log = running.settings.logs_dir / "access.log"
+        wait_for(lambda: post(running.port, "/v2", None, method="GET")[0] == 200 and log.exists(), 15)
+        os.truncate(log, ACCESS_LOG_BYTES + 1)
+        wait_for(log.with_suffix(".1.log").exists, 15)
+        post(running.port, "/v2", None, method="GET")
+        wait_for(lambda: log.exists() and 0 < log.stat().st_size < 1000, 30)
 
 
 IN_FLIGHT = 'shipway_edge_requests_in_flight{model="flights",version="1"}'
