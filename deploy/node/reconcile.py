@@ -20,7 +20,7 @@ from model_store import signing
 from model_store.archive import archive_name, read_member, signature_path, verify_archive
 from model_store.errors import ModelStoreError
 from model_store.files import write_atomically
-from monitoring.profile import Profile
+from monitoring.profile import Profile, ProfileInvalid
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,19 @@ class Reconciler:
         """A version without a single live worker is not ready; one that has them back is."""
         for loaded in list(self.loaded.values()):
             if loaded.registered and loaded.profile is not None:
-                alive = "READY" in await self.management.workers(*loaded.key)
-                state: State = "READY" if alive else "LOADING"
+                reason = await self._no_worker(loaded)
+                state: State = "LOADING" if reason else "READY"
                 if state != loaded.state:
-                    loaded.state, loaded.reason = state, "" if alive else "all its workers died and are being restarted"
+                    loaded.state, loaded.reason = state, reason
                     self.publish()
+
+    async def _no_worker(self, loaded: Loaded) -> str:
+        """Why no worker of a version can answer, empty if one can."""
+        try:
+            alive = "READY" in await self.management.workers(*loaded.key)
+        except LoadFailed as error:  # it is being unregistered at this moment, or TorchServe is too busy to say
+            return str(error)
+        return "" if alive else "all its workers died and are being restarted"
 
     def actual(self, desired: Desired, pid: int, not_now: str) -> Actual:
         """The state to publish. `not_now`: why the node as a whole is not ready, empty if nothing stands against it."""
@@ -125,7 +133,7 @@ class Reconciler:
         started = time.monotonic()
         try:
             await self._load(loaded)
-        except (NodeError, ModelStoreError) as error:
+        except (NodeError, ModelStoreError, ProfileInvalid) as error:
             loaded.state, loaded.reason = "FAILED", str(error)
             logger.error("%s version %s: %s", model, version, error)
             await self._forget(loaded)

@@ -184,16 +184,14 @@ class Management:
     async def predict(self, model: str, version: int, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
         headers = {**headers, **self._authorization("inference"), "content-type": "application/octet-stream"}
         path = f"/predictions/{model}/{version}"
-        async with self._inference.post(path, data=body, headers=headers) as response:
-            return response.status, await response.read()
+        return await _answer(self._inference, "POST", path, data=body, headers=headers)
 
     def _authorization(self, key: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self._keys[key]}"}
 
     async def _call(self, method: str, path: str, **query: str) -> tuple[int, bytes]:
         headers = self._authorization("management")
-        async with self._management.request(method, path, params=query, headers=headers) as response:
-            return response.status, await response.read()
+        return await _answer(self._management, method, path, params=query, headers=headers)
 
 
 async def metrics(layout: Layout) -> str:
@@ -222,6 +220,16 @@ def _client(path: Path) -> aiohttp.ClientSession:
     # Below the edge's own limit nothing may hang for ever, but loading may take long.
     timeout = aiohttp.ClientTimeout(total=120)
     return aiohttp.ClientSession("http://torchserve", connector=aiohttp.UnixConnector(str(path)), timeout=timeout)
+
+
+async def _answer(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> tuple[int, bytes]:
+    """Status and body. Raises LoadFailed where there is no answer: that is one version's trouble, not the node's."""
+    try:
+        async with client.request(method, path, **options) as response:
+            return response.status, await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        words = str(error) or type(error).__name__
+        raise LoadFailed(f"TorchServe does not answer {method} {path}: {words}") from error
 
 
 def _message(body: bytes) -> str:

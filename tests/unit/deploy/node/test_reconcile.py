@@ -1,0 +1,107 @@
+"""Watching workers: what TorchServe does not answer is one version's trouble, and never ends the node."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.errors import LoadFailed
+from deploy.node.desired import Actual, Desired, DesiredEndpoint
+from deploy.node.envoy import Edge
+from deploy.node.layout import Layout
+from deploy.node.reconcile import Loaded, Reconciler
+from deploy.node.torchserve import Management
+from monitoring.profile import Profile
+from tests.unit.deploy.node.conftest import DIGESTS
+
+
+class Workers:
+    """A TorchServe that says of its workers what the test tells it."""
+
+    def __init__(self) -> None:
+        self.answer: list[str] | LoadFailed = ["READY", "READY"]
+
+    async def workers(self, _model: str, _version: int) -> list[str]:
+        if isinstance(self.answer, LoadFailed):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def published() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def reconciler(layout: Layout, edge: Edge, endpoint: DesiredEndpoint, published: list[str]) -> Reconciler:
+    """All three versions are loaded and routed."""
+    nobody: Any = None
+    workers: Any = Workers()
+    found = Reconciler(layout, edge, workers, nobody, Path(), Path(), 1.0, lambda: published.append("now"))
+    profile = Profile(rows=0, features=())
+    for version in (1, 2, 3):
+        loaded = Loaded("flights", version, DIGESTS[version], "READY", registered=True, profile=profile)
+        found.loaded[loaded.key] = loaded
+    found.routed = (endpoint,)
+    return found
+
+
+def actual(reconciler: Reconciler, endpoint: DesiredEndpoint, not_now: str = "") -> Actual:
+    return reconciler.actual(Desired(endpoints=(endpoint,)), pid=1, not_now=not_now)
+
+
+def test_node_is_ready_with_one_worker_alive(
+    reconciler: Reconciler, endpoint: DesiredEndpoint, published: list[str]
+) -> None:
+    workers: Any = reconciler.management
+    workers.answer = ["UNLOADED", "READY"]
+    asyncio.run(reconciler.check_workers())
+    assert actual(reconciler, endpoint).ready
+    assert published == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (["UNLOADED"], "all its workers died and are being restarted"),
+        ([], "all its workers died and are being restarted"),
+        (LoadFailed("TorchServe does not know flights version 1"), "TorchServe does not know flights version 1"),
+    ],
+)
+def test_version_without_a_worker_is_not_ready_until_it_has_one(
+    reconciler: Reconciler, endpoint: DesiredEndpoint, published: list[str], answer: Any, reason: str
+) -> None:
+    workers: Any = reconciler.management
+    workers.answer = answer
+    asyncio.run(reconciler.check_workers())
+    found = actual(reconciler, endpoint)
+    assert not found.ready
+    assert found.reason.startswith(f"flights version 1 is LOADING: {reason}")
+    assert published == ["now"] * 3
+    workers.answer = ["READY"]
+    asyncio.run(reconciler.check_workers())
+    assert actual(reconciler, endpoint).ready
+
+
+def test_node_says_why_it_is_not_ready(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
+    assert actual(reconciler, endpoint, not_now="the node is draining").reason == "the node is draining"
+    reconciler.routed = ()
+    assert actual(reconciler, endpoint).reason == "the routes of flights are not in force yet"
+    reconciler.loaded.clear()
+    assert actual(reconciler, endpoint).reason.startswith("flights version 1 is LOADING; flights version 2 is LOADING")
+
+
+def test_torchserve_that_is_not_there_is_told_in_words(layout: Layout) -> None:
+    async def ask() -> None:
+        management = Management(layout)
+        management._keys = {"management": "key", "inference": "key"}
+        try:
+            with pytest.raises(LoadFailed, match="TorchServe does not answer GET /models/flights/1: Cannot connect"):
+                await management.workers("flights", 1)
+            with pytest.raises(LoadFailed, match="TorchServe does not answer POST /predictions/flights/1: Cannot"):
+                await management.predict("flights", 1, b"{}", {})
+        finally:
+            await management.close()
+
+    asyncio.run(ask())
