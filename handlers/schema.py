@@ -1,7 +1,10 @@
 """The columns of a table model, and the only check between a client's columns and the program's tensors."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -81,10 +84,18 @@ class TableSchema:
         document = {"columns": numbers + categories, "outputs": outputs}
         return orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """All columns, numbers first."""
         return (*(c.name for c in self.numbers), *(c.name for c in self.categories))
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @cached_property
+    def _nullable(self) -> npt.NDArray[np.bool_]:
+        return np.array([column.nullable for column in self.numbers], dtype=np.bool_)
 
     def encode(self, columns: Mapping[str, Sequence[object] | npt.NDArray[Any]]) -> tuple[Numbers, Codes]:
         """The program's tensors for columns of equal length, at least one row.
@@ -94,18 +105,28 @@ class TableSchema:
         """
         self._check_names(columns)
         rows = len(next(iter(columns.values())))
-        numbers: Numbers = np.empty((rows, len(self.numbers)), dtype=np.float32)
         with np.errstate(over="ignore"):  # becomes infinite, which is refused below in words
-            for position, number in enumerate(self.numbers):
-                numbers[:, position] = _numbers(number.name, columns[number.name])
+            numbers = self._encode_numbers(rows, columns)
         self._check_finite(numbers)
         codes: Codes = np.empty((rows, len(self.categories)), dtype=np.int64)
         for position, category in enumerate(self.categories):
             codes[:, position] = _codes(category, columns[category.name])
         return numbers, codes
 
+    def _encode_numbers(self, rows: int, columns: Mapping[str, Sequence[object] | npt.NDArray[Any]]) -> Numbers:
+        values = [columns[column.name] for column in self.numbers]
+        # numpy's cost is for each call more than for each value, so lists become one array at once. Where one of them
+        # holds something else, the way column by column says which.
+        if set(map(type, values)) == {list} and set(map(type, chain.from_iterable(values))) <= _NUMBER_TYPES:
+            with suppress(OverflowError):
+                return np.array(values, dtype=np.float64).T.astype(np.float32, order="C")
+        numbers: Numbers = np.empty((rows, len(values)), dtype=np.float32)
+        for position, column in enumerate(self.numbers):
+            numbers[:, position] = _numbers(column.name, values[position])
+        return numbers
+
     def _check_names(self, columns: Mapping[str, object]) -> None:
-        if columns.keys() == set(self.names):
+        if columns.keys() == self._known:
             return
         if missing := [name for name in self.names if name not in columns]:
             raise InvalidRequest("columns", f"missing {listed(missing)}", allowed=listed(self.names))
@@ -114,7 +135,7 @@ class TableSchema:
 
     def _check_finite(self, numbers: Numbers) -> None:
         """One pass over all values; the search for the culprit is made only when there is one."""
-        if np.isfinite(numbers).all():
+        if (np.isfinite(numbers) | (np.isnan(numbers) & self._nullable)).all():
             return
         for position, column in enumerate(self.numbers):
             values = numbers[:, position]
