@@ -112,6 +112,7 @@ def _echo(socket: Path, name: str) -> Iterator[None]:
 
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
+            time.sleep(float(self.headers.get("x-test-seconds", 0)))
             seen = {"server": name, "path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}}
             body = json.dumps(seen).encode()
             self.send_response(200)

@@ -211,6 +211,9 @@ FIELDS = st.one_of(
 
 @given(st.lists(FIELDS, max_size=6).map(b"".join))
 @example(b"\x3a\x01x" * 5000)
+@example(b"\x3a\x05a")  # raw contents that are cut off
+@example(b"\xa1\x06" + b"\0\0\0\0\x3a\x02ab")  # a number whose bytes look like raw contents
+@example(b"\xa5\x06" + b"\x3a\x02ab")
 def test_cut_message_is_the_whole_one_to_protobuf(body: bytes) -> None:
     head, raw = _cut_raw(memoryview(body))
     try:
