@@ -17,6 +17,7 @@ Numbers = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
 
 _NUMBER_TYPES = {int, float, type(None)}
+_LISTS: set[type] = {list, tuple}
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ class TableSchema:
     def encode(self, columns: Mapping[str, Sequence[object] | npt.NDArray[Any]]) -> tuple[Numbers, Codes]:
         """The program's tensors for columns of equal length, at least one row.
 
-        Number columns are numpy arrays, or lists of int, float and None; category columns are lists of str or
-        UTF-8 bytes. Raises InvalidRequest naming the column, what was found and what is allowed.
+        Number columns are numpy arrays, or lists or tuples of int, float and None; category columns are lists or tuples
+        of str or UTF-8 bytes. Raises InvalidRequest naming the column, what was found and what is allowed.
         """
-        self._check_names(columns)
+        self.check_names(columns)
         rows = len(next(iter(columns.values())))
         with np.errstate(over="ignore"):  # becomes infinite, which is refused below in words
             numbers = self._encode_numbers(rows, columns)
@@ -117,7 +118,7 @@ class TableSchema:
         values = [columns[column.name] for column in self.numbers]
         # numpy's cost is for each call more than for each value, so lists become one array at once. Where one of them
         # holds something else, the way column by column says which.
-        if set(map(type, values)) == {list} and set(map(type, chain.from_iterable(values))) <= _NUMBER_TYPES:
+        if set(map(type, values)) <= _LISTS and set(map(type, chain.from_iterable(values))) <= _NUMBER_TYPES:
             with suppress(OverflowError):
                 return np.array(values, dtype=np.float64).T.astype(np.float32, order="C")
         numbers: Numbers = np.empty((rows, len(values)), dtype=np.float32)
@@ -125,7 +126,8 @@ class TableSchema:
             numbers[:, position] = _numbers(column.name, values[position])
         return numbers
 
-    def _check_names(self, columns: Mapping[str, object]) -> None:
+    def check_names(self, columns: Mapping[str, object]) -> None:
+        """Raises InvalidRequest unless these are exactly the schema's columns."""
         if columns.keys() == self._known:
             return
         if missing := [name for name in self.names if name not in columns]:
@@ -168,17 +170,19 @@ def _numbers(name: str, values: Sequence[object] | npt.NDArray[Any]) -> npt.NDAr
 
 
 def _codes(column: CategoryColumn, values: Sequence[object] | npt.NDArray[Any]) -> list[int]:
-    codes = []
-    for row, value in enumerate(values):
-        code = column.codes.get(_text(column.name, row, value), len(column.vocabulary))
-        if code == len(column.vocabulary) and not column.other:
-            raise InvalidRequest(
-                f"column {column.name!r}, row {row}",
-                "unknown category",
-                found=value,
-                allowed=listed(column.vocabulary),
-            )
-        codes.append(code)
+    other = len(column.vocabulary)
+    texts: Any = (
+        values if set(map(type, values)) == {str} else [_text(column.name, *each) for each in enumerate(values)]
+    )
+    codes = [column.codes.get(text, other) for text in texts]
+    if not column.other and other in codes:
+        row = codes.index(other)
+        raise InvalidRequest(
+            f"column {column.name!r}, row {row}",
+            "unknown category",
+            found=values[row],
+            allowed=listed(column.vocabulary),
+        )
     return codes
 
 

@@ -1,5 +1,7 @@
 """Tables: named columns in, the program's `numbers` and `codes` out, every value checked against the schema."""
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from handlers.schema import TableSchema
 from handlers.slots import DriftCounter
 from handlers.tensors import InferRequest, Tensor
 
+_NOTHING_ASKED = InferRequest(())
+"""Plain rows have no place to name outputs, a model or an id."""
+
 
 class TabularHandler(BaseHandler):
     """Serves a table model by its `schema.json`. Over the Open Inference Protocol each column is an input tensor."""
@@ -19,19 +24,29 @@ class TabularHandler(BaseHandler):
     def load(self) -> None:
         self.schema = TableSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = tuple(output.name for output in self.schema.outputs)
+        self._read_rows = rows.reader(self.schema.names)
 
     def decode(self, call: Call) -> Item:
         if call.protocol == ROWS:
             call.check_content_type(rows.CONTENT_TYPES)
-            columns, single = rows.decode(call.body, self.schema.names)
-            request = InferRequest(())
-        else:
-            request, single = decode_oip(call), False
-            columns = self._columns(request)
-        inputs = self.schema.encode(columns)
-        return Item(call, request, inputs, len(inputs[0]), single)
+            found, single = self._read_rows(call.body)
+            return Item(call, _NOTHING_ASKED, found, len(found), single)
+        request = decode_oip(call)
+        columns, count = self._columns(request)
+        return Item(call, request, columns, count)
 
-    def _columns(self, request: InferRequest) -> dict[str, Any]:
+    def check(self, items: list[Item]) -> list[Array]:
+        if all(item.call.protocol == ROWS for item in items):
+            return list(self.schema.encode(self._turned(chain.from_iterable(item.data for item in items))))
+        tables = [self._turned(item.data) if item.call.protocol == ROWS else item.data for item in items]
+        columns = {name: _merged([table[name] for table in tables]) for name in self.schema.names}
+        return list(self.schema.encode(columns))
+
+    def _turned(self, table: Iterable[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        """Rows as columns."""
+        return dict(zip(self.schema.names, zip(*table, strict=True), strict=True))
+
+    def _columns(self, request: InferRequest) -> tuple[dict[str, Any], int]:
         columns: dict[str, Any] = {}
         text = {column.name for column in self.schema.categories}
         count: int | None = None
@@ -51,16 +66,24 @@ class TabularHandler(BaseHandler):
             columns[tensor.name] = tensor.values
         if not count:
             raise InvalidRequest("inputs", "empty batch", found=Words("no rows"), allowed="at least one row")
-        return columns
+        self.schema.check_names(columns)
+        return columns, count
 
     def outputs(self, arrays: list[Array]) -> list[Tensor]:
         return [Tensor(name, "FP32", array.shape, array) for name, array in zip(self.output_names, arrays, strict=True)]
 
-    def encode_plain(self, tensors: list[Tensor], item: Item) -> bytes:
-        return rows.encode(tensors, single=item.single)
+    def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
+        return rows.encode(self.output_names, arrays, single=item.single)
 
     def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
         drift.count(inputs[0], inputs[1], np.stack(outputs, axis=1))
+
+
+def _merged(parts: list[Any]) -> Any:
+    """One column of several items. Arrays and lists side by side go wrong in the check, which then takes one by one."""
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    return list(chain.from_iterable(parts))
 
 
 def _check_datatype(tensor: Tensor, *, text: bool) -> None:

@@ -6,6 +6,7 @@ A node imports this module, so it imports neither mlflow nor torch.
 import base64
 import hashlib
 import json
+import shutil
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -169,6 +170,15 @@ def read_member(path: Path, name: str) -> bytes:
     """One member of an archive. Verify the archive first. Raises KeyError for a name that it does not hold."""
     with zipfile.ZipFile(path) as archive:
         return archive.read(name)
+
+
+def unpack(path: Path) -> Path:
+    """Unpack an archive beside itself, into a directory of its name without the ending. Verify the archive first."""
+    directory = path.with_suffix("")
+    shutil.rmtree(directory, ignore_errors=True)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(directory)
+    return directory
 
 
 def _signed_bytes(model: str, version: int, digest: str) -> bytes:

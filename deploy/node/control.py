@@ -110,6 +110,8 @@ class _Http:
 
     async def refuse(self, request: web.Request) -> web.Response:
         """A path of ours that no route took: another model or version, another method, or nothing at all."""
+        if request.query_string:
+            return _error(400, f"query: nothing here takes one; found {shown(request.query_string)}")
         if request.content_type == PROTOBUF:
             return _grpc_error(_UNIMPLEMENTED, f"no such service; there is {messages.SERVICE}")
         parts = request.path.strip("/").split("/")

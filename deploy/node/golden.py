@@ -1,46 +1,70 @@
 """The golden set: inputs stored with the version, and the outputs that this version gave when it was registered."""
 
 import asyncio
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from deploy.errors import GoldenFailed
 from deploy.node.torchserve import Management
-from handlers.answer import HTTP, PROTOCOL_HEADER, REPLAY_HEADER
+from handlers.answer import CALL_HEADER, HTTP, REPLAY_HEADER
 
 
-async def replay(management: Management, model: str, version: int, golden: bytes, workers: int) -> None:
+@dataclass(frozen=True, eq=False)
+class GoldenSet:
+    """`golden.json`: an Open Inference request, and each output's values as they were at registration."""
+
+    request: bytes
+    outputs: tuple[tuple[str, npt.NDArray[np.float64]], ...]
+    rtol: float
+    atol: float
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Raises GoldenFailed for a file that is none."""
+        try:
+            document = orjson.loads(data)
+            return cls(
+                request=orjson.dumps(document["request"]),
+                outputs=tuple(
+                    (str(output["name"]), np.asarray(output["data"], dtype=np.float64))
+                    for output in document["response"]["outputs"]
+                ),
+                rtol=float(document["rtol"]),
+                atol=float(document["atol"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise GoldenFailed(f"golden.json cannot be read: {error!r}") from error
+
+
+async def replay(management: Management, model: str, version: int, golden: GoldenSet, workers: int) -> None:
     """Ask the loaded version for its golden outputs, often enough that every worker has warmed up.
 
     Raises GoldenFailed naming the output, the row, what was expected and what this hardware gave.
     """
-    document = orjson.loads(golden)
-    body = orjson.dumps(document["request"])
-    headers = {PROTOCOL_HEADER: HTTP, REPLAY_HEADER: "1"}
-    answers = await asyncio.gather(*(management.predict(model, version, body, headers) for _ in range(2 * workers)))
-    for status, answer in answers:
-        _compare(document, status, answer)
+    headers = {CALL_HEADER: HTTP, REPLAY_HEADER: "1"}
+    asking = (management.predict(model, version, golden.request, headers) for _ in range(2 * workers))
+    for status, answer in await asyncio.gather(*asking):
+        _compare(golden, status, answer)
 
 
-def _compare(document: dict[str, object], status: int, answer: bytes) -> None:
+def _compare(golden: GoldenSet, status: int, answer: bytes) -> None:
     found = orjson.loads(answer) if answer.startswith(b"{") else {}
     if status != 200 or "outputs" not in found:
         raise GoldenFailed(f"the version answered {status}: {answer[:300].decode(errors='replace')}")
     outputs = {output["name"]: output["data"] for output in found["outputs"]}
-    tolerance = {"rtol": float(str(document["rtol"])), "atol": float(str(document["atol"]))}
-    response: dict[str, list[dict[str, object]]] = orjson.loads(orjson.dumps(document["response"]))
-    for expected in response["outputs"]:
-        name = str(expected["name"])
-        want = np.asarray(expected["data"], dtype=np.float64)
+    for name, want in golden.outputs:
         got = np.asarray(outputs.get(name, []), dtype=np.float64)
         if want.shape != got.shape:
             raise GoldenFailed(f"output {name} has {got.size} values; expected {want.size}")
-        close = np.isclose(got, want, **tolerance, equal_nan=True)
+        close = np.isclose(got, want, rtol=golden.rtol, atol=golden.atol, equal_nan=True)
         if not close.all():
             row = int((~close).argmax())
             raise GoldenFailed(
                 f"output {name}, value {row}: expected {want[row]:.7g}, this hardware gives {got[row]:.7g} "
-                f"({int((~close).sum())} of {close.size} are off by more than rtol {tolerance['rtol']:g}, "
-                f"atol {tolerance['atol']:g})"
+                f"({int((~close).sum())} of {close.size} are off by more than rtol {golden.rtol:g}, "
+                f"atol {golden.atol:g})"
             )

@@ -13,9 +13,11 @@ function envoy_on_response(handle)
   end
   local code = headers:get(":status")
   if code ~= "200" and headers:get("x-shipway-grpc-status") == nil then
-    local status = {["404"] = "5", ["413"] = "8", ["500"] = "13", ["503"] = "14"}
+    local status = {["404"] = "5", ["413"] = "8", ["500"] = "13", ["503"] = "14", ["507"] = "13"}
+    local died = "the worker died on this request or on one beside it in its batch"
     local message = {
-      ["500"] = "the worker died on this request or on one beside it in its batch",
+      ["500"] = died,
+      ["507"] = died, -- TorchServe says the one or the other, as it happens to notice
       ["503"] = "the model's queue is full, or it has no worker; try again later",
     }
     headers:replace("x-shipway-grpc-status", status[code] or "2")

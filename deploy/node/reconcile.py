@@ -15,9 +15,10 @@ from deploy.node import envoy, golden
 from deploy.node.admin import Admin
 from deploy.node.desired import Actual, ActualEndpoint, ActualVersion, Desired, DesiredEndpoint, DesiredVersion, State
 from deploy.node.layout import Layout
+from deploy.node.routes import routes
 from deploy.node.torchserve import Management
 from model_store import signing
-from model_store.archive import archive_name, read_member, signature_path, verify_archive
+from model_store.archive import archive_name, signature_path, unpack, verify_archive
 from model_store.errors import ModelStoreError
 from model_store.files import write_atomically
 from monitoring.profile import Profile, ProfileInvalid
@@ -143,36 +144,39 @@ class Reconciler:
         self.publish()
 
     async def _load(self, loaded: Loaded) -> None:
-        archive = await asyncio.to_thread(self._verified_copy, loaded)
-        loaded.metadata = read_member(archive, "metadata.json")
-        loaded.profile_json = read_member(archive, "profile.json")
-        golden_set = read_member(archive, "golden.json")
-        await self.management.register(archive.name)
+        directory = await asyncio.to_thread(self._unpacked, loaded)
+        loaded.metadata = (directory / "metadata.json").read_bytes()
+        loaded.profile_json = (directory / "profile.json").read_bytes()
+        profile = Profile.from_json(loaded.profile_json)
+        golden_set = golden.GoldenSet.from_json((directory / "golden.json").read_bytes())
+        await self.management.register(directory.name)
         loaded.registered = True
         workers = await self._wait_for_workers(loaded)
         await golden.replay(self.management, *loaded.key, golden_set, workers)
-        loaded.profile = Profile.from_json(loaded.profile_json)
+        loaded.profile = profile
 
-    def _verified_copy(self, loaded: Loaded) -> Path:
-        """Copy first, verify the copy: what was checked is what is unpacked, whatever happens to the original."""
+    def _unpacked(self, loaded: Loaded) -> Path:
+        """The archive's directory: of a copy that was verified, so that the original may change meanwhile.
+
+        It is unpacked here, because TorchServe would do so in a thread that answers inference.
+        """
         name = archive_name(loaded.model, loaded.version, loaded.digest)
         source, copy = self.archives_dir / name, self.layout.store / name
-        for path in (source, signature_path(source)):
-            try:
-                shutil.copyfile(path, self.layout.store / path.name)
-            except FileNotFoundError:
-                raise LoadFailed(
-                    f"there is no {path}; make it with: shipway package models:/{loaded.model}/{loaded.version}"
-                ) from None
-            except OSError as error:
-                raise LoadFailed(f"{path} cannot be copied: {error}") from error
         try:
+            for path in (source, signature_path(source)):
+                shutil.copyfile(path, self.layout.store / path.name)
             trusted = signing.load_trusted(self.trust_dir)
             verify_archive(copy, loaded.model, loaded.version, loaded.digest, trusted)
-        except ModelStoreError:
+            return unpack(copy)
+        except FileNotFoundError as error:
+            raise LoadFailed(
+                f"there is no {error.filename}; make it with: shipway package models:/{loaded.model}/{loaded.version}"
+            ) from None
+        except OSError as error:
+            raise LoadFailed(f"{source} cannot be copied and unpacked: {error}") from error
+        finally:
             copy.unlink(missing_ok=True)
-            raise
-        return copy
+            signature_path(copy).unlink(missing_ok=True)
 
     async def _wait_for_workers(self, loaded: Loaded) -> int:
         """The number of workers, once all of them are READY."""
@@ -227,7 +231,7 @@ class Reconciler:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _set_routes(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
-        config = envoy.routes(endpoints, self.edge, self.management.inference_token)
+        config = routes(endpoints, self.edge, self.management.inference_token)
         write_atomically(self.layout.routes_file, envoy.to_json(config), 0o600)
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while await self.admin.active_routes() != config["version_info"]:

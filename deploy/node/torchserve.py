@@ -59,7 +59,7 @@ def configuration(layout: Layout, ports: Ports, options: Options) -> str:
         "token_expiration_min": _TOKEN_LIFE_MINUTES,
         "metrics_mode": "prometheus",
         "disable_system_metrics": "true",
-        "number_of_netty_threads": 4,
+        "number_of_netty_threads": 2,
         "decode_input_request": "false",
         # The edge has refused larger bodies already; protobuf's frame and headers need a little more room here.
         "max_request_size": options.max_body_bytes + 4096,

@@ -133,7 +133,7 @@ def test_a_worker_killed_under_load_costs_at_most_its_batch(lab: Lab, free_ports
         assert sum(tally.statuses.values()) == requests
         answered, lost = tally.statuses[200], requests - tally.statuses[200]
         assert lost <= BATCH
-        assert tally.statuses.keys() <= {200, 500}
+        assert tally.statuses.keys() <= {200, 500, 507}  # TorchServe says either of a dead worker
         after = wait_for(lambda: counted(running.settings, before, requests), 15)
         rows = after['shipway_rows_total{model="flights",version="1"}']
         assert answered <= rows <= answered + BATCH

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers.answer import GRPC, HTTP, ROWS, START_HEADER
+from handlers.answer import GRPC, HTTP, ROWS
 from handlers.base import Array, BaseHandler
 from handlers.slots import DriftCounter, counters_directory, read_counts
 from handlers.tabular import TabularHandler
@@ -53,13 +53,17 @@ BAD: list[tuple[Request, int, str]] = [
     (rows({**GOOD[0], "delay": "3"}), 400, "column 'delay', row 0: wrong type; found '3'"),
     (rows({**GOOD[0], "origin": "LGA"}), 400, "column 'origin', row 0: unknown category; found 'LGA'"),
     (Request(HTTP, b'{"inputs": []}'), 400, "inputs: at least one input is needed"),
-    (Request(HTTP, b"{}", {"inference-header-content-length": "9" * 5000}), 400, "inference-header-content-length"),
+    (
+        Request(HTTP, b"{}", headers={"inference-header-content-length": "9" * 5000}),
+        400,
+        "inference-header-content-length",
+    ),
     (oip_json({**GOOD[0], "delay": None}), 400, "column 'delay', row 0: wrong value; found a missing value"),
     (oip_binary({**GOOD[0], "wind": np.inf}), 400, "column 'wind', row 0: wrong value"),
     (Request(GRPC, b"\xff" * 50), 400, "body: not a ModelInferRequest"),
     (Request(GRPC, b""), 400, "inputs: at least one input is needed"),
     (Request(GRPC, oip_grpc(GOOD[0]).body[:-3]), 400, "body: not a ModelInferRequest"),
-    (Request(GRPC, b"", {"grpc-encoding": "gzip"}), 415, "grpc-encoding: 'gzip' is not unpacked here"),
+    (Request(GRPC, b"", headers={"grpc-encoding": "gzip"}), 415, "grpc-encoding: 'gzip' is not unpacked here"),
     (rows(GOOD[0], RAISING), 500, "the model failed on this input: IndexError"),
     (oip_json(RAISING), 500, "the model failed on this input: IndexError"),
     (oip_grpc(RAISING), 500, "the model failed on this input: IndexError"),
@@ -111,7 +115,7 @@ def test_outcomes_are_counted_by_protocol(handler: BaseHandler, metrics_director
 
 def test_latency_is_measured_from_the_edge(handler: BaseHandler, metrics_directory: Path) -> None:
     request = rows(GOOD[0])
-    ask(handler, Request(ROWS, request.body, {START_HEADER: "0.000000"}))
+    ask(handler, Request(ROWS, request.body, arrived="0.000000"))
     seconds = exposition(metrics_directory)[
         'shipway_request_seconds_sum{model="tiny",protocol="predictions",version="3"}'
     ]

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from torch import nn
 
-from handlers.answer import CONTENT_TYPE_HEADER, GRPC, HTTP, PROTOCOL_HEADER, REPLAY_HEADER, ROWS
+from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.protocol.oip_json import HEADER_LENGTH
 from handlers.schema import CategoryColumn, NumberColumn, OutputColumn, TableSchema
@@ -94,20 +94,28 @@ def serving_context(*headers: dict[str, str]) -> Any:
 class Request:
     """One request as TorchServe hands it over."""
 
-    def __init__(self, protocol: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        body: bytes,
+        content_type: str = "",
+        headers: dict[str, str] | None = None,
+        arrived: str = "",
+    ) -> None:
         self.protocol = protocol
         self.body = body
-        self.headers = {PROTOCOL_HEADER: protocol, **(headers or {})}
+        self.headers = {CALL_HEADER: f"{protocol} {arrived} {content_type}", **(headers or {})}
 
 
 class Answer:
     """One answer as the edge would read it."""
 
-    def __init__(self, request: Request, body: bytes, headers: dict[str, str]) -> None:
+    def __init__(self, request: Request, body: bytes, status: int, headers: dict[str, str]) -> None:
         self.request = request
         self.body = body
         self.headers = headers
-        self.status = int(headers.get("x-shipway-status", "200"))
+        over_grpc = {"3": 400, "12": 415, "13": 500}.get(headers.get("x-shipway-grpc-status", ""), 200)
+        self.status = over_grpc if request.protocol == GRPC else status
 
     @property
     def error(self) -> str:
@@ -135,7 +143,7 @@ def ask(handler: Any, *requests: Request) -> list[Answer]:
     context = serving_context(*(request.headers for request in requests))
     bodies = handler.handle([{"body": bytearray(request.body)} for request in requests], context)
     return [
-        Answer(request, body, context.get_response_headers(index))
+        Answer(request, body, context.get_response_status(index)[0], context.get_response_headers(index))
         for index, (request, body) in enumerate(zip(requests, bodies, strict=True))
     ]
 
@@ -150,11 +158,11 @@ def exposition(directory: Path) -> dict[str, float]:
 
 def rows(*values: Row) -> Request:
     """Plain JSON rows."""
-    return Request(ROWS, orjson.dumps(values), {CONTENT_TYPE_HEADER: "application/json"})
+    return Request(ROWS, orjson.dumps(values), "application/json")
 
 
 def oip_json(*values: Row) -> Request:
-    return Request(HTTP, orjson.dumps({"inputs": tensors(*values)}), {CONTENT_TYPE_HEADER: "application/json"})
+    return Request(HTTP, orjson.dumps({"inputs": tensors(*values)}), "application/json")
 
 
 def oip_grpc(*values: Row) -> Request:
@@ -163,7 +171,7 @@ def oip_grpc(*values: Row) -> Request:
     for tensor in tensors(*values):
         message.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
         message.raw_input_contents.append(raw(tensor["datatype"], tensor["data"]))
-    return Request(GRPC, message.SerializeToString(), {CONTENT_TYPE_HEADER: "application/x-protobuf"})
+    return Request(GRPC, message.SerializeToString(), "application/x-protobuf")
 
 
 def oip_binary(*values: Row) -> Request:
@@ -174,12 +182,11 @@ def oip_binary(*values: Row) -> Request:
         described.append({**tensor, "parameters": {"binary_data_size": len(data)}})
         tail += data
     head = orjson.dumps({"inputs": described})
-    headers = {HEADER_LENGTH: str(len(head)), CONTENT_TYPE_HEADER: "application/octet-stream"}
-    return Request(HTTP, head + tail, headers)
+    return Request(HTTP, head + tail, "application/octet-stream", {HEADER_LENGTH: str(len(head))})
 
 
 def replayed(request: Request) -> Request:
-    return Request(request.protocol, request.body, {**request.headers, REPLAY_HEADER: "1"})
+    return Request(request.protocol, request.body, headers={**request.headers, REPLAY_HEADER: "1"})
 
 
 def tensors(*values: Row) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from model_store.archive import (
     read_signature,
     sign_archive,
     signature_path,
+    unpack,
     verify_archive,
     write,
 )
@@ -267,3 +268,13 @@ def test_both_identities_inside_must_be_the_one_asked_for(pack: Pack, content: d
 @pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"model": 3}', b" " * 2**20 + b"{}"])
 def test_a_damaged_identity_is_refused(pack: Pack, text: bytes) -> None:
     assert refused(pack({**members(), IDENTITY: text})).what.startswith("its shipway.json is")
+
+
+def test_unpacked_archive_holds_its_members_and_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "flights-1-0123456789ab.mar"
+    write(path, {"handler.py": b"first", "MAR-INF/MANIFEST.json": b"{}"})
+    (path.with_suffix("")).mkdir()
+    (path.with_suffix("") / "left.txt").write_text("of an earlier one")
+    directory = unpack(path)
+    found = {str(each.relative_to(directory)): each.read_bytes() for each in directory.rglob("*") if each.is_file()}
+    assert found == {"handler.py": b"first", "MAR-INF/MANIFEST.json": b"{}"}

