@@ -88,8 +88,11 @@ def train(settings: Settings) -> None:
 
 @cli.command()
 @click.argument("uri")
+@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes for this version.  [default: 1]")
+@click.option("--batch-size", type=click.IntRange(1, 1024), help="Requests in one batch, at most.  [default: 64]")
+@click.option("--batch-delay-ms", type=click.IntRange(1, 1000), help="Wait for more requests, in ms.  [default: 1]")
 @pass_settings
-def package(settings: Settings, uri: str) -> None:
+def package(settings: Settings, /, uri: str, **plan: int | None) -> None:
     """Write and sign the archive of URI: models:/NAME/VERSION or models:/NAME@ALIAS."""
     from model_store import package as packaging
 
@@ -98,6 +101,7 @@ def package(settings: Settings, uri: str) -> None:
         tracking_uri=settings.mlflow_uri,
         archives_dir=settings.archives_dir,
         signing_key=settings.signing_key,
+        plan=packaging.WorkerPlan(**{name: value for name, value in plan.items() if value is not None}),
     )
     click.echo(f"{packaged.archive}\n{packaged.digest}")
 

@@ -29,7 +29,7 @@ from tests.integration.clients import Load, Tally, post
 from tests.integration.conftest import Lab, RunningNode, node, samples, wait_for, wait_until_ready
 
 Ports = Callable[[int], list[int]]
-BATCH = 32
+BATCH = 64
 """Rows that one worker answers at once, as packaging sets it."""
 
 
@@ -140,7 +140,8 @@ def test_a_worker_killed_under_load_costs_at_most_its_batch(lab: Lab, free_ports
         for feature in ("dep_delay", "carrier", "probability"):
             assert sum_of(after, "shipway_feature_rows_total", f'feature="{feature}"') == rows
         assert sum_of(after, "shipway_edge_requests_total", 'code="200"') == answered
-        wait_for(lambda: len(workers_of(running, 1)) == 2, 60)  # and it is replaced
+        (successor,) = workers_of(running, 1)
+        assert successor.pid != victim.pid
 
 
 def counted(settings: Settings, before: dict[str, float], requests: int) -> dict[str, float] | None:
@@ -205,7 +206,7 @@ def test_everything_dies_with_a_killed_launcher(lab: Lab, free_ports: Ports) -> 
     with node(lab, free_ports(2), lab.alone()) as running:
         wait_until_ready(running.settings, 1)
         children = psutil.Process(running.process.pid).children(recursive=True)
-        assert len(children) >= 4  # Envoy, the JVM, two workers
+        assert len(children) >= 3  # Envoy, the JVM, a worker
         running.process.send_signal(signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=15)
         assert alive == []

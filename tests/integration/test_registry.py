@@ -34,7 +34,7 @@ from model_store.errors import (
 from model_store.fitting import Plan
 from model_store.golden import ROWS
 from model_store.mlflow_environment import ENVIRONMENT
-from model_store.package import PackagedVersion, package
+from model_store.package import PackagedVersion, WorkerPlan, package
 from model_store.registry import RegisteredVersion, Registry
 from model_store.signing import create_key, load_trusted
 from model_store.training import train
@@ -231,7 +231,11 @@ def test_other_worker_settings_are_another_archive(
     tracking_uri: str, packaged: PackagedVersion, tmp_path: Path, home: Path, signing_key: Path
 ) -> None:
     other = package(
-        "models:/flights/1", tracking_uri=tracking_uri, archives_dir=tmp_path, signing_key=signing_key, workers=4
+        "models:/flights/1",
+        tracking_uri=tracking_uri,
+        archives_dir=tmp_path,
+        signing_key=signing_key,
+        plan=WorkerPlan(workers=4),
     )
     assert other.digest != packaged.digest
     assert b"maxWorkers: 4" in read_member(other.archive, "model-config.yaml")
