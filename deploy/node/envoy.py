@@ -47,6 +47,8 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
     """The static part: admin socket, listener, filters, and the cluster that is the launcher."""
     return {
         "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
+        # A scrape sees histograms as they are, not as they were up to five seconds ago.
+        "stats_flush_on_admin": True,
         "node": {"id": "shipway", "cluster": "shipway"},
         "dynamic_resources": {"cds_config": _watched(layout.clusters_file)},
         "static_resources": {
@@ -225,9 +227,9 @@ def _access_log(path: Path) -> Config:
                 "json_format": {
                     "time": "%START_TIME%",
                     "method": "%REQ(:METHOD)%",
-                    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+                    "path": "%REQ(:PATH)%",
                     "http": "%PROTOCOL%",
-                    "grpc": f"%REQ({PROTOCOL_HEADER})%",
+                    "protocol": "%ROUTE_NAME%",
                     "status": "%RESPONSE_CODE%",
                     "grpc_status": "%GRPC_STATUS_NUMBER%",
                     "flags": "%RESPONSE_FLAGS%",

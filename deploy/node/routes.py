@@ -99,6 +99,7 @@ def _match(protocol: str, model: str, version: int | None) -> Config:
 
 def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, edge: Edge, token: str) -> Config:
     return {
+        "name": protocol,  # for the access log, whose path is the one at TorchServe
         "match": match,
         "route": {
             "cluster": cluster_name(model, version.version),

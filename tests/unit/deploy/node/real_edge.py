@@ -56,8 +56,7 @@ def configure(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) 
     keys = [(endpoint.model, version.version) for endpoint in endpoints for version in endpoint.versions]
     path = layout.envoy / "bootstrap.json"
     files: dict[Path, Config] = {
-        # Histograms of Envoy's threads are merged this often, otherwise every five seconds.
-        path: {**bootstrap(edge, layout), "stats_flush_interval": "0.05s"},
+        path: bootstrap(edge, layout),
         layout.clusters_file: clusters(keys, layout),
         layout.routes_file: routes(endpoints, edge, TOKEN),
     }

@@ -210,7 +210,7 @@ def test_body_over_the_limit_is_refused_in_words(real: RealEdge) -> None:
 def test_access_log_says_what_was_asked_and_who_answered(real: RealEdge) -> None:
     answer = real.ask("POST", "/v2/models/flights/versions/3/infer", b"{}")
     line = wait_for_line(real.edge.access_log, answer.headers["x-shipway-prediction-id"])
-    assert (line["version"], line["status"], line["grpc"]) == ("flights/3", 200, None)
+    assert (line["version"], line["status"], line["protocol"]) == ("flights/3", 200, "oip_http")
 
 
 def wait_for_line(log: Path, text: str) -> dict[str, Any]:
