@@ -53,9 +53,10 @@ class DriftCounter:
         path = directory / f"{slot.number}.i64"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = 1 + profile.layout.size
-        # Sparse zeros appear by growing the file; an existing file of a dead worker keeps its counts.
+        # Grown with zeros where it is short; an existing file of a dead worker keeps its counts. Allocated now, because
+        # writing into a hole of a mapped file kills the process once the disk is full.
         with path.open("ab") as file:
-            file.truncate(size * 8)
+            os.posix_fallocate(file.fileno(), 0, size * 8)
         self._counts: IntArray = np.memmap(path, dtype=np.int64, mode="r+", shape=(size,))
         self._bins = self._counts[1:]
 

@@ -131,8 +131,9 @@ def _listener(edge: Edge, layout: Layout) -> Config:
         "always_set_request_id_in_response": True,
         "use_remote_address": True,
         "skip_xff_append": True,
-        # Nobody is internal: a client's x-envoy-* headers (its own timeouts, retries) are dropped.
-        "internal_address_config": {"cidr_ranges": []},
+        # Nobody is internal, so a client's x-envoy-* headers (its own timeouts, retries) are dropped. An empty list
+        # would mean the default, loopback and private networks; this address belongs to no client.
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",

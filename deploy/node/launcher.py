@@ -25,6 +25,7 @@ from deploy.settings import Settings
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.2
+RETRY_SECONDS = 5.0
 CHECK_WORKERS_SECONDS = 2.0
 ACCESS_LOG_BYTES = 64 * 2**20
 """The access log is kept in two files of this size."""
@@ -197,6 +198,10 @@ class Node:
                 except ShipwayError as error:
                     # The last good state stays in force; the next change of the file is tried again.
                     logger.error("the desired state was not reached: %s", error)
+                except OSError as error:  # a full disk, say: tried again until it works
+                    logger.error("the desired state was not reached, and is tried again: %s", error)
+                    seen = None
+                    await asyncio.sleep(RETRY_SECONDS)
                 self._publish()
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -239,7 +244,10 @@ class Node:
         return await exporter.metrics(self._layout, self._admin, list(self._reconciler.loaded.values()))
 
     def _publish(self) -> None:
-        write_state(self._settings.actual_file, self.actual())
+        try:
+            write_state(self._settings.actual_file, self.actual())
+        except OSError as error:  # a full disk must not end a node that serves
+            logger.error("%s could not be written: %s", self._settings.actual_file, error)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ from handlers.protocol.messages import SERVICE
 _REMOVED = (
     *(CALL_HEADER, REPLAY_HEADER, PREDICTION_ID, "x-shipway-model", "x-shipway-version", "x-shipway-digest"),
     *("explain", "describe"),
-    *("accept", "accept-encoding", "user-agent", "x-envoy-internal", "x-forwarded-for", "x-forwarded-proto"),
+    *("accept", "accept-encoding", "user-agent", "x-envoy-external-address", "x-forwarded-for", "x-forwarded-proto"),
 )
 
 

@@ -44,6 +44,14 @@ class Tally:
     refused: int = 0
     """Requests that nobody took: the listener was gone."""
 
+    def lost(self, error: Exception, *, fresh: bool) -> None:
+        """A request got no answer; `fresh`: it was the first on its connection."""
+        if fresh:
+            self.sent -= 1
+            self.refused += 1
+        else:
+            self.dropped.append(repr(error))
+
     @classmethod
     def sum(cls, tallies: "list[Tally]") -> "Tally":
         total = cls()
@@ -125,11 +133,7 @@ def http1(load: Load, tally: Tally) -> None:
             response = connection.getresponse()
             response.read()
         except (OSError, http.client.HTTPException) as error:
-            if fresh:
-                tally.sent -= 1
-                tally.refused += 1
-            else:
-                tally.dropped.append(repr(error))
+            tally.lost(error, fresh=fresh)
             connection.close()
             connection = None
             continue
@@ -163,11 +167,7 @@ def http2(load: Load, tally: Tally) -> None:
             connection = None
             continue
         except OSError as error:
-            if fresh:
-                tally.sent -= 1
-                tally.refused += 1
-            else:
-                tally.dropped.append(repr(error))
+            tally.lost(error, fresh=fresh)
             connection.close()
             connection = None
             continue

@@ -152,11 +152,12 @@ def test_clients_internal_headers_do_not_come_through(real: RealEdge) -> None:
         "x_envoy_upstream_rq_timeout_ms": "1",
         "x_shipway_prediction_id": "forged",
     }
-    answer = real.ask("POST", "/predictions/flights/1", b"{}", **forged)
+    answer = real.ask("POST", "/predictions/flights/1", b"{}", x_test_seconds="0.3", **forged)
+    assert answer.status == 200  # the millisecond that the client asked Envoy to wait at most is not obeyed
     assert "forged" not in answer.body.decode()
     assert "forged" not in str(answer.headers)
     assert set(answer.seen["headers"]) <= {
-        *("host", "authorization", "content-length", "content-type", "x-request-id", CALL_HEADER),
+        *("host", "authorization", "content-length", "content-type", "x-request-id", "x-test-seconds", CALL_HEADER),
     }
 
 
