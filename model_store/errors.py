@@ -119,8 +119,8 @@ class VersionNotFound(RegistryError):
 class ArtifactMissing(RegistryError):
     """A file that every version has is not among this one's artifacts."""
 
-    def __init__(self, owner: str, name: str) -> None:
-        super().__init__(f"{owner} has no artifact {name}; register the version again with: shipway train")
+    def __init__(self, owner: str, name: str, remedy: str = "register the version again with: shipway train") -> None:
+        super().__init__(f"{owner} has no artifact {name}; {remedy}")
         self.owner = owner
         self.name = name
 

@@ -201,8 +201,12 @@ class Registry:
         name = archive_name(model, version, digest)
         target = into / name
         with tempfile.TemporaryDirectory() as directory:
-            archive = self._download(run_id, f"{ARCHIVES}/{name}", Path(directory))
-            signature = self._download(run_id, f"{ARCHIVES}/{signature_path(target).name}", Path(directory))
+            try:
+                archive = self._download(run_id, f"{ARCHIVES}/{name}", Path(directory))
+                signature = self._download(run_id, f"{ARCHIVES}/{signature_path(target).name}", Path(directory))
+            except ArtifactMissing as error:
+                remedy = f"package the version with: shipway package models:/{model}/{version}"
+                raise ArtifactMissing(error.owner, error.name, remedy) from error
             found = file_digest(archive)
             if found != digest:
                 raise ArchiveRefused(archive, "the registry holds another file under its name", digest, found)

@@ -50,6 +50,11 @@ class Loaded:
     def key(self) -> Key:
         return self.model, self.version
 
+    @property
+    def proven(self) -> bool:
+        """Whether it reproduced its golden set here. Its workers may die and come back; that moves no routes."""
+        return self.registered and self.profile is not None
+
 
 @dataclass
 class Reconciler:
@@ -79,7 +84,7 @@ class Reconciler:
     async def check_workers(self) -> None:
         """A version without a single live worker is not ready; one that has them back is."""
         for loaded in list(self.loaded.values()):
-            if loaded.registered and loaded.profile is not None:
+            if loaded.proven:
                 reason = await self._no_worker(loaded)
                 state: State = "LOADING" if reason else "READY"
                 if state != loaded.state:
@@ -117,17 +122,14 @@ class Reconciler:
         loaded = self.loaded.get((model, desired.version))
         state: State = loaded.state if loaded else "LOADING"
         reason = loaded.reason if loaded else ""
+        if loaded and loaded.digest != desired.digest:
+            state, reason = "FAILED", f"it is loaded as {loaded.digest}; serve another version, then this one again"
         return ActualVersion(**desired.model_dump(), state=state, reason=reason)
 
     async def _ensure(self, model: str, version: int, digest: str) -> None:
         current = self.loaded.get((model, version))
         if current is not None and current.registered:
-            if current.digest != digest:
-                logger.warning(
-                    "%s version %s is loaded as %s; %s is not loaded over it: take the version out of service first",
-                    *(model, version, current.digest, digest),
-                )
-            return
+            return  # also with another digest: TorchServe holds one archive of a version, and this one answers clients
         loaded = Loaded(model, version, digest)
         self.loaded[loaded.key] = loaded
         self.publish()
@@ -202,9 +204,7 @@ class Reconciler:
         ready = {
             v.version
             for v in endpoint.versions
-            if (loaded := self.loaded.get((endpoint.model, v.version)))
-            and loaded.state == "READY"
-            and loaded.digest == v.digest
+            if (loaded := self.loaded.get((endpoint.model, v.version))) and loaded.proven and loaded.digest == v.digest
         }
         if all(v.version in ready for v in endpoint.versions if v.weight > 0):
             versions = tuple(v for v in endpoint.versions if v.version in ready)

@@ -92,6 +92,22 @@ def test_node_says_why_it_is_not_ready(reconciler: Reconciler, endpoint: Desired
     assert actual(reconciler, endpoint).reason.startswith("flights version 1 is LOADING; flights version 2 is LOADING")
 
 
+def test_dead_workers_move_no_routes(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
+    workers: Any = reconciler.management
+    workers.answer = []
+    asyncio.run(reconciler.check_workers())
+    assert reconciler._routable(endpoint) == endpoint
+
+
+def test_version_that_is_loaded_from_another_archive_says_so(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
+    other = endpoint.versions[0].model_copy(update={"digest": DIGESTS[2]})
+    changed = endpoint.model_copy(update={"versions": (other, *endpoint.versions[1:])})
+    found = actual(reconciler, changed)
+    assert not found.ready
+    assert found.reason.startswith(f"flights version 1 is FAILED: it is loaded as {DIGESTS[1]}")
+    assert reconciler._routable(changed) == endpoint  # what answered goes on answering
+
+
 def test_torchserve_that_is_not_there_is_told_in_words(layout: Layout) -> None:
     async def ask() -> None:
         management = Management(layout)
