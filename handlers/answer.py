@@ -21,7 +21,6 @@ from handlers.errors import (
 )
 
 HTTP, GRPC, ROWS = "oip_http", "oip_grpc", "predictions"
-PROTOCOLS = (HTTP, GRPC, ROWS)
 
 # Set by the edge on requests; a client's own are removed there.
 CALL_HEADER = "x-shipway-call"

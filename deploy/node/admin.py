@@ -39,11 +39,6 @@ class Admin:
         dump = await self._dump("dynamic_route_configs")
         return next((str(config["version_info"]) for config in dump), "")
 
-    async def rejected(self, what: str) -> str:
-        """Why Envoy refused the last file of `dynamic_route_configs` or clusters; empty if it did not."""
-        dump = await self._dump(what)
-        return next((str(config["error_state"]["details"]) for config in dump if "error_state" in config), "")
-
     async def gauge(self, name: str) -> int:
         """The value of one statistic, 0 where it does not exist."""
         async with self._client.get("/stats", params={"format": "json", "filter": f"^{name}$"}) as response:

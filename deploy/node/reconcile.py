@@ -227,7 +227,7 @@ class Reconciler:
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while await self.admin.active_clusters() != names:
             if time.monotonic() > deadline:
-                raise LoadFailed(f"Envoy did not take the clusters {sorted(names)}; its log says why")
+                raise LoadFailed(f"Envoy did not take the clusters {sorted(names)}; logs/envoy.log says why")
             await asyncio.sleep(POLL_SECONDS)
 
     async def _set_routes(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
@@ -236,7 +236,7 @@ class Reconciler:
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while await self.admin.active_routes() != config["version_info"]:
             if time.monotonic() > deadline:
-                raise LoadFailed("Envoy did not take the new routes; its log says why")
+                raise LoadFailed("Envoy did not take the new routes; logs/envoy.log says why")
             await asyncio.sleep(POLL_SECONDS)
         self.routed = endpoints
 
