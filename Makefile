@@ -46,6 +46,7 @@ prometheus:
 	@./.ci/prometheus
 
 $(INSTALLED): requirements.lock pyproject.toml
+	@./.ci/venv $(PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
