@@ -1,5 +1,5 @@
 # The only commands a person needs. Each builds what it needs first: a virtual environment from the lock file and,
-# where a real server is started, Debian's Prometheus.
+# where servers are started, Debian's Prometheus and curl.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -7,15 +7,15 @@ INSTALLED := .venv/.installed
 LOAD_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check load bench clean generate lock prometheus
+.PHONY: help demo test check load bench clean generate lock programs
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(INSTALLED) prometheus ## Train, register, package, serve and ask the flights model; the stack stays up
+demo: $(INSTALLED) programs ## Train, register, package, serve and ask the flights model; the stack stays up
 	$(BIN)/shipway demo
 
-test: $(INSTALLED) prometheus ## Run the whole test suite
+test: $(INSTALLED) programs ## Run the whole test suite
 	$(BIN)/pytest
 
 check: $(INSTALLED) ## Formatting, lint and strict types
@@ -42,8 +42,8 @@ generate: $(INSTALLED) ## Make generated files anew: the README's tables and the
 lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml (Python 3.11)
 	./.ci/lock $(BIN)/python
 
-prometheus:
-	@./.ci/prometheus
+programs:
+	@./.ci/programs
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@./.ci/venv $(PYTHON)

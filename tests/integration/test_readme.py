@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,10 +16,7 @@ from deploy.settings import Settings, variable
 README = Path(__file__).parents[2] / "README.md"
 PORTS = ("http_port", "metrics_port", "mlflow_port", "prometheus_port")
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("curl") is None, reason="the commands to paste use curl, which is not installed"),
-    pytest.mark.timeout(400),
-]
+pytestmark = pytest.mark.timeout(400)
 
 
 @dataclass(frozen=True)
