@@ -11,6 +11,7 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 from aiohttp import web
 
 from deploy.errors import NodeError, ShipwayError
@@ -121,6 +122,7 @@ class Node:
             return 0
         if not ready.done():
             raise NodeError(f"the node's programs were not up within {STARTED_WITHIN_SECONDS:g} s; {_dead(processes)}")
+        ready.result()
         logger.info("the node is up: %s", self._settings.http_url)
         work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_running())]
         await asyncio.wait([stopped, *deaths, *work], return_when="FIRST_COMPLETED")
@@ -198,6 +200,8 @@ class Node:
                 except ShipwayError as error:
                     # The last good state stays in force; the next change of the file is tried again.
                     logger.error("the desired state was not reached: %s", error)
+                    if self._not_now:  # there is no good state yet, and this is why
+                        self._not_now = str(error)
                 except OSError as error:  # a full disk, say: tried again until it works
                     logger.error("the desired state was not reached, and is tried again: %s", error)
                     seen = None
@@ -215,8 +219,13 @@ class Node:
     async def _rotate_access_log(self) -> None:
         log = self._edge.access_log
         if log.exists() and log.stat().st_size > ACCESS_LOG_BYTES:
-            log.replace(log.with_suffix(".1.log"))
-            await self._admin.reopen_logs()
+            old = log.with_suffix(".1.log")
+            log.replace(old)
+            try:
+                await self._admin.reopen_logs()
+            except (aiohttp.ClientError, OSError) as error:
+                old.replace(log)  # Envoy goes on writing there; the next round tries again
+                logger.warning("the access log was not rotated: %s", error)
 
     async def _drain(self) -> None:
         """No request that was accepted is dropped: tell, wait, close, wait for the last answer."""

@@ -194,10 +194,12 @@ class Reconciler:
         )
 
     async def _forget(self, loaded: Loaded) -> None:
-        """Take a version out of TorchServe that never got a route."""
+        """Take a version that has no route out of TorchServe, and its unpacked archive from the disk."""
         if loaded.registered:
             await self.management.unregister(*loaded.key)
             loaded.registered = False
+        directory = self.layout.store / Path(archive_name(*loaded.key, loaded.digest)).stem
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def _routable(self, endpoint: DesiredEndpoint) -> DesiredEndpoint | None:
         """The endpoint with its ready versions; as it was, while one that should get traffic is not ready."""

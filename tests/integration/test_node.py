@@ -56,6 +56,8 @@ def test_weights_move_without_a_lost_request(lab: Lab, free_ports: Ports) -> Non
         write_state(running.settings.desired_file, lab.alone())  # version 2 is drained, then unregistered
         wait_until_ready(running.settings, 1)
         wait_for(lambda: post(running.port, "/predictions/flights/2", lab.row())[0] == 404, 30)
+        store = running.settings.run_dir / "node" / "store"
+        wait_for(lambda: [path.name.rpartition("-")[0] for path in store.iterdir()] == ["flights-1"], 30)
         load.deadline = 0
         tally = Tally.sum(asking.wait(60))
         assert tally.dropped == []
@@ -238,6 +240,15 @@ def test_a_second_node_in_the_same_directory_is_refused(lab: Lab, free_ports: Po
         assert second.returncode == 1
         assert f"another node holds {running.settings.run_dir}/node.lock" in second.stderr
         assert post(running.port, "/v2/health/live", None, method="GET")[0] == 200
+
+
+def test_a_node_that_starts_with_no_usable_state_says_so(lab: Lab, free_ports: Ports) -> None:
+    with node(lab, free_ports(2), Desired()) as running:
+        running.settings.desired_file.write_text("{")  # long before the node's programs are up
+        port = running.settings.metrics_port
+        wait_for(
+            lambda: answers(port) and b"desired.json is not usable" in post(port, "/readyz", None, method="GET")[2], 60
+        )
 
 
 def test_a_desired_state_that_is_no_state_changes_nothing(lab: Lab, free_ports: Ports) -> None:
