@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from handlers import worker_io
-from handlers.answer import GRPC, HTTP, Call, fail, succeed
+from handlers.answer import GRPC, HTTP, ROWS, Call, fail, succeed
 from handlers.errors import InvalidRequest, PredictionFailed, RequestRefused, listed, shown
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
-from handlers.program import load_program
+from handlers.program import Program, load_program
 from handlers.protocol import oip_grpc, oip_json
 from handlers.slots import DriftCounter, counters_directory, take_slot
 from handlers.tensors import InferRequest, Tensor
@@ -27,6 +27,9 @@ from monitoring.profile import Profile
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+
+_NOTHING_ASKED = InferRequest(())
+"""Plain bodies have no place to name outputs, a model or an id."""
 
 
 @dataclass(slots=True)  # not frozen: that makes it three times as slow to make, for every request
@@ -41,25 +44,40 @@ class Item:
     """Whether plain JSON came as one object, so that one object goes back."""
 
 
+_NO_CALL = Call(0, HTTP, None, "", memoryview(b""), {})
+
+
 class BaseHandler(ABC):
     """What TorchServe's worker loads. A kind of model is a subclass with the hooks at the end."""
 
+    max_rows = 1024
+    """Rows of one call of the program, at most: a batch of large requests must not need more memory than there is."""
+
     def initialize(self, context: Any) -> None:
         """Called once by the worker. Raising ends it, with the reason in TorchServe's log."""
-        self.directory = Path(context.system_properties["model_dir"])
-        self.model: str = context.manifest["model"]["modelName"]
-        self.version: str = context.manifest["model"]["modelVersion"]
-        # One row of a table is less work than waking a second thread; workers are what uses the cores.
-        torch.set_num_threads(1)
-        self._program = load_program(self.directory)
+        manifest = context.manifest["model"]
+        self.open(Path(context.system_properties["model_dir"]), manifest["modelName"], manifest["modelVersion"])
         profile_json = (self.directory / "profile.json").read_bytes()
         metrics_directory = Path(os.environ[METRICS_DIRECTORY])
         slot = take_slot(metrics_directory)
         self._metrics = WorkerMetrics(metrics_directory, slot, self.model, self.version)
         counters = counters_directory(metrics_directory, self.model, self.version, profile_json)
         self._drift = DriftCounter(counters, slot, Profile.from_json(profile_json))
-        self.load()
         worker_io.install()
+
+    def open(self, directory: Path, model: str, version: str) -> None:
+        """Read an unpacked archive. After this `predict` works, with no TorchServe around it."""
+        self.directory, self.model, self.version = directory, model, version
+        # One row of a table is less work than waking a second thread; workers are what uses the cores.
+        torch.set_num_threads(1)
+        self.program: Program = load_program(directory)
+        self.load()
+
+    def predict(self, request: InferRequest) -> list[Tensor]:
+        """The outputs for one request. Raises RequestRefused, and whatever the model raises."""
+        data, rows = self.read(request)
+        outputs = self.run(self.check([Item(_NO_CALL, request, data, rows)]))
+        return self.outputs(outputs)
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one body an item, its status and headers in `context`."""
@@ -68,7 +86,7 @@ class BaseHandler(ABC):
         for index, entry in enumerate(data):
             call = Call.read(index, entry, context)
             try:
-                items.append(self._check_names(self.decode(call)))
+                items.append(self._decode(call))
             except RequestRefused as error:
                 self._refuse(call, error, context, answers)
         items, inputs = self._check(items, context, answers)
@@ -77,52 +95,63 @@ class BaseHandler(ABC):
         self._metrics.batch(len(data))
         return answers
 
+    def _decode(self, call: Call) -> Item:
+        if call.protocol == ROWS:
+            data, rows, single = self.read_plain(call)
+            return Item(call, _NOTHING_ASKED, data, rows, single)
+        request = decode_oip(call)
+        self._check_names(request)
+        data, rows = self.read(request)
+        return Item(call, request, data, rows)
+
     def _check(self, items: list[Item], context: Any, answers: list[bytes]) -> tuple[list[Item], list[Array]]:
         """The right items and their inputs: checked all at once, as numpy costs by the call; alone if one is wrong."""
         with suppress(RequestRefused):
             return items, self.check(items) if items else []
         right: list[Item] = []
-        parts: list[list[Array]] = []
         for item in items:
             try:
-                parts.append(self.check([item]))
+                self.check([item])
                 right.append(item)
             except RequestRefused as error:
                 self._refuse(item.call, error, context, answers)
-        return right, [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return right, self.check(right) if right else []
 
     def _refuse(self, call: Call, error: RequestRefused, context: Any, answers: list[bytes]) -> None:
         answers[call.index] = fail(context, call, error)
         self._answered(call, "refused")
 
     def _predict(self, items: list[Item], inputs: list[Array], context: Any, answers: list[bytes]) -> None:
-        parts = list(pairwise(accumulate((item.rows for item in items), initial=0)))
-        outputs = self._run(inputs)
-        if isinstance(outputs, Exception):  # whatever the model raised: the others of the batch still get their answers
-            if len(items) > 1:
-                for item, (start, end) in zip(items, parts, strict=True):
-                    self._predict([item], [array[start:end] for array in inputs], context, answers)
-                return
-            logger.error("the model failed on one request", exc_info=outputs)
-            answers[items[0].call.index] = fail(context, items[0].call, PredictionFailed(outputs))
-            self._answered(items[0].call, "failed")
+        try:
+            outputs = self.run(inputs)
+        except Exception as error:  # noqa: BLE001 - it is the model's, and every item still gets an answer
+            self._after_failure(items, error, context, answers)
             return
+        parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
             answers[item.call.index] = self._encode(item, [output[start:end] for output in outputs], context)
         self._count(items, inputs, outputs)
         for item in items:
             self._answered(item.call, "ok")
 
-    def _run(self, inputs: list[Array]) -> list[Array] | Exception:
-        """The program's outputs, or what it raised."""
-        try:
-            outputs = [output.numpy() for output in self._program(*map(torch.from_numpy, inputs))]
-        except Exception as error:  # noqa: BLE001 - it is the model's, and the caller answers for it
-            return error
+    def _after_failure(self, items: list[Item], error: Exception, context: Any, answers: list[bytes]) -> None:
+        """The model raised: on one item that is its answer, of several each is asked once by itself."""
+        if len(items) > 1:
+            for item in items:
+                self._predict([item], self.check([item]), context, answers)
+            return
+        logger.error("the model failed on one request", exc_info=error)
+        call = items[0].call
+        answers[call.index] = fail(context, call, PredictionFailed(error))
+        self._answered(call, "failed")
+
+    def execute(self, inputs: list[Array]) -> list[Array]:
+        """One call of the program. Raises what it raises, and ValueError for an output that has not one row each."""
+        outputs = [output.numpy() for output in self.program(*map(torch.from_numpy, inputs))]
         rows = len(inputs[0])
         if wrong := [output.shape for output in outputs if output.shape[:1] != (rows,)]:
             # Cut into items it would answer one client with another's numbers, or with none.
-            return ValueError(f"the program was given {rows} rows and gave an output of shape {wrong[0]}")
+            raise ValueError(f"the program was given {rows} rows and gave an output of shape {wrong[0]}")
         return outputs
 
     def _encode(self, item: Item, outputs: list[Array], context: Any) -> bytes:
@@ -138,17 +167,16 @@ class BaseHandler(ABC):
         body, headers = oip_json.encode(self.model, self.version, request, tensors)
         return succeed(context, call.index, body, oip_json.content_type(headers), headers)
 
-    def _check_names(self, item: Item) -> Item:
+    def _check_names(self, request: InferRequest) -> None:
         """What the message itself names must be this version: it may name it where the edge did not look."""
         for field, found, ours in (
-            ("model_name", item.request.model, self.model),
-            ("model_version", item.request.version, self.version),
+            ("model_name", request.model, self.model),
+            ("model_version", request.version, self.version),
         ):
             if found not in ("", ours):
                 raise InvalidRequest(field, "must stand at the head of the message", found=found, allowed=ours)
-        if unknown := [name for name in item.request.requested if name not in self.output_names]:
+        if unknown := [name for name in request.requested if name not in self.output_names]:
             raise InvalidRequest("outputs", f"unknown output {shown(unknown[0])}", allowed=listed(self.output_names))
-        return item
 
     def _count(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
         """Counting must never cost an answer: a fault in it is itself counted, and logged."""
@@ -177,8 +205,12 @@ class BaseHandler(ABC):
         """Read what `self.directory` holds beyond the program, and set `output_names`."""
 
     @abstractmethod
-    def decode(self, call: Call) -> Item:
-        """Read one request. Raises RequestRefused where it is not written as it must be."""
+    def read(self, request: InferRequest) -> tuple[Any, int]:
+        """What `check` needs of an Open Inference request, and its rows. Raises RequestRefused for a wrong form."""
+
+    @abstractmethod
+    def read_plain(self, call: Call) -> tuple[Any, int, bool]:
+        """The same of a body of `/predictions/NAME`, and whether it holds one row that is not in a list."""
 
     @abstractmethod
     def check(self, items: list[Item]) -> list[Array]:
@@ -186,6 +218,15 @@ class BaseHandler(ABC):
 
         Called for a whole batch; after a refusal once more for each item alone, so that each gets its own message.
         """
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """The program's outputs for all rows, in calls of at most `max_rows`."""
+        rows = len(inputs[0])
+        if rows <= self.max_rows:
+            return self.execute(inputs)
+        starts = range(0, rows, self.max_rows)
+        parts = [self.execute([array[start : start + self.max_rows] for array in inputs]) for start in starts]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     @abstractmethod
     def outputs(self, arrays: list[Array]) -> list[Tensor]:

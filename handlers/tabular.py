@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 
 from handlers.answer import ROWS, Call
-from handlers.base import Array, BaseHandler, Item, decode_oip
+from handlers.base import Array, BaseHandler, Item
 from handlers.errors import InvalidRequest, Words, listed, shown
 from handlers.protocol import rows
 from handlers.schema import TableSchema
 from handlers.slots import DriftCounter
 from handlers.tensors import InferRequest, Tensor
-
-_NOTHING_ASKED = InferRequest(())
-"""Plain rows have no place to name outputs, a model or an id."""
 
 
 class TabularHandler(BaseHandler):
@@ -26,14 +23,10 @@ class TabularHandler(BaseHandler):
         self.output_names = tuple(output.name for output in self.schema.outputs)
         self._read_rows = rows.reader(self.schema.names)
 
-    def decode(self, call: Call) -> Item:
-        if call.protocol == ROWS:
-            call.check_content_type(rows.CONTENT_TYPES)
-            found, single = self._read_rows(call.body)
-            return Item(call, _NOTHING_ASKED, found, len(found), single)
-        request = decode_oip(call)
-        columns, count = self._columns(request)
-        return Item(call, request, columns, count)
+    def read_plain(self, call: Call) -> tuple[Any, int, bool]:
+        call.check_content_type(rows.CONTENT_TYPES)
+        found, single = self._read_rows(call.body)
+        return found, len(found), single
 
     def check(self, items: list[Item]) -> list[Array]:
         if all(item.call.protocol == ROWS for item in items):
@@ -46,7 +39,7 @@ class TabularHandler(BaseHandler):
         """Rows as columns."""
         return dict(zip(self.schema.names, zip(*table, strict=True), strict=True))
 
-    def _columns(self, request: InferRequest) -> tuple[dict[str, Any], int]:
+    def read(self, request: InferRequest) -> tuple[dict[str, Any], int]:
         columns: dict[str, Any] = {}
         text = {column.name for column in self.schema.categories}
         count: int | None = None
@@ -80,10 +73,10 @@ class TabularHandler(BaseHandler):
 
 
 def _merged(parts: list[Any]) -> Any:
-    """One column of several items. Arrays and lists side by side go wrong in the check, which then takes one by one."""
+    """One column of several items, which may have come as arrays or as lists."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
-    return list(chain.from_iterable(parts))
+    return list(chain.from_iterable(part.tolist() if isinstance(part, np.ndarray) else part for part in parts))
 
 
 def _check_datatype(tensor: Tensor, *, text: bool) -> None:

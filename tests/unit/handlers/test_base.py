@@ -162,7 +162,7 @@ class Summing(TabularHandler):
 
     def initialize(self, context: Any) -> None:
         super().initialize(context)
-        self._program = lambda numbers, _: (numbers.sum(dim=0, keepdim=True)[:, 0],)
+        self.program = lambda numbers, _: (numbers.sum(dim=0, keepdim=True)[:, 0],)
 
 
 def test_program_that_answers_with_other_rows_is_not_cut_into_items(start: Start) -> None:
