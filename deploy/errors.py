@@ -14,6 +14,7 @@
     └── NodeError               the node cannot go on
         ├── NodeRuns            another node uses the same run directory
         ├── StateFileInvalid    desired.json or actual.json is not what it should be
+        ├── EdgeFileInvalid     a file of certificates, keys or clients is not what it should be
         ├── LoadFailed          a version could not be brought into service
         └── GoldenFailed        this hardware does not reproduce the version's golden outputs
 
@@ -123,6 +124,13 @@ class StateFileInvalid(NodeError):
         self.path = path
         self.problems = problems
         super().__init__(f"{path} is not usable: " + "; ".join(problems))
+
+
+class EdgeFileInvalid(NodeError):
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{path} is not usable: {problem}")
 
 
 class LoadFailed(NodeError):

@@ -6,8 +6,8 @@ every request answered: a cluster exists before a route names it and goes after 
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,16 @@ PROTOCOL_HEADER = "x-shipway-protocol"
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What TLS and authentication put around the edge; nothing where they are off, so that they cost nothing."""
+
+    transport_socket: Config | None = None
+    filters: tuple[Config, ...] = ()
+    """Before all others."""
+    log_fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Edge:
     """What the edge is told at start."""
 
@@ -41,6 +51,7 @@ class Edge:
     timeout_seconds: float
     access_log: Path
     threads: int
+    guard: Guard = field(default_factory=Guard)
 
 
 def bootstrap(edge: Edge, layout: Layout) -> Config:
@@ -50,7 +61,7 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
         # A scrape sees histograms as they are, not as they were up to five seconds ago.
         "stats_flush_on_admin": True,
         "node": {"id": "shipway", "cluster": "shipway"},
-        "dynamic_resources": {"cds_config": _watched(layout.clusters_file)},
+        "dynamic_resources": {"cds_config": watched(layout.clusters_file)},
         "static_resources": {
             "listeners": [_listener(edge, layout)],
             "clusters": [_cluster(CONTROL_CLUSTER, layout.control_socket, max_requests=64)],
@@ -88,7 +99,7 @@ def watched_file(resources: list[Config]) -> Config:
     return {"version_info": hashlib.sha256(json.dumps(resources).encode()).hexdigest()[:16], "resources": resources}
 
 
-def _watched(path: Path) -> Config:
+def watched(path: Path) -> Config:
     return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
 
 
@@ -122,10 +133,10 @@ def _listener(edge: Edge, layout: Layout) -> Config:
         ),
         "stat_prefix": EDGE,
         "codec_type": "AUTO",
-        "rds": {"route_config_name": EDGE, "config_source": _watched(layout.routes_file)},
+        "rds": {"route_config_name": EDGE, "config_source": watched(layout.routes_file)},
         "http_filters": _filters(edge),
         "local_reply_config": _local_replies(edge),
-        "access_log": [_access_log(edge.access_log)],
+        "access_log": [_access_log(edge)],
         "generate_request_id": True,
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
@@ -145,32 +156,34 @@ def _listener(edge: Edge, layout: Layout) -> Config:
         "drain_timeout": "1s",
         "http2_protocol_options": {"max_concurrent_streams": 1024},
     }
+    secured = {"transport_socket": edge.guard.transport_socket} if edge.guard.transport_socket else {}
     return {
         "name": EDGE,
         "address": {"socket_address": {"address": edge.host, "port_value": edge.port}},
         "per_connection_buffer_limit_bytes": edge.max_body_bytes + _FRAME_BYTES,
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}], **secured}],
     }
 
 
 def _filters(edge: Edge) -> list[Config]:
     bridge = {"content_type": "application/x-protobuf", "withhold_grpc_frames": True}
     return [
+        *edge.guard.filters,
         _lua(GRPC_ROUTE_FILTER, "grpc_route.lua"),
-        _typed(BUFFER_FILTER, "http.buffer.v3.Buffer", max_request_bytes=edge.max_body_bytes + _FRAME_BYTES),
-        _typed(BRIDGE_FILTER, "http.grpc_http1_reverse_bridge.v3.FilterConfig", **bridge),
+        typed(BUFFER_FILTER, "http.buffer.v3.Buffer", max_request_bytes=edge.max_body_bytes + _FRAME_BYTES),
+        typed(BRIDGE_FILTER, "http.grpc_http1_reverse_bridge.v3.FilterConfig", **bridge),
         _lua(GRPC_ERRORS_FILTER, "grpc_errors.lua"),
-        _typed(_ROUTER, "http.router.v3.Router", suppress_envoy_headers=True),
+        typed(_ROUTER, "http.router.v3.Router", suppress_envoy_headers=True),
     ]
 
 
-def _typed(name: str, kind: str, **fields: object) -> Config:
+def typed(name: str, kind: str, **fields: object) -> Config:
     return {"name": name, "typed_config": {"@type": f"type.googleapis.com/envoy.extensions.filters.{kind}", **fields}}
 
 
 def _lua(name: str, file: str) -> Config:
     source = files("deploy.node").joinpath(file).read_text()
-    return _typed(name, "http.lua.v3.Lua", default_source_code={"inline_string": source})
+    return typed(name, "http.lua.v3.Lua", default_source_code={"inline_string": source})
 
 
 def _local_replies(edge: Edge) -> Config:
@@ -218,17 +231,18 @@ def _runtime_value(value: int) -> Config:
     return {"default_value": value, "runtime_key": "shipway.unused"}
 
 
-def _access_log(path: Path) -> Config:
+def _access_log(edge: Edge) -> Config:
     return {
         "name": "file",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-            "path": str(path),
+            "path": str(edge.access_log),
             "log_format": {
                 "json_format": {
                     "time": "%START_TIME%",
                     "method": "%REQ(:METHOD)%",
-                    "path": "%REQ(:PATH)%",
+                    # Without its query, where somebody may have written a key.
+                    "path": "%PATH(NQ:PATH)%",
                     "http": "%PROTOCOL%",
                     "protocol": "%ROUTE_NAME%",
                     "status": "%RESPONSE_CODE%",
@@ -241,6 +255,7 @@ def _access_log(path: Path) -> Config:
                     "request_id": "%REQ(X-REQUEST-ID)%",
                     "prediction_id": f"%RESP({PREDICTION_ID})%",
                     "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+                    **edge.guard.log_fields,
                 }
             },
         },

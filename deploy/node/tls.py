@@ -1,0 +1,111 @@
+"""TLS at the edge: the user's certificate and key, and what Envoy is told of them."""
+
+import datetime as dt
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from deploy.errors import EdgeFileInvalid
+from deploy.node.envoy import Config, watched, watched_file
+from deploy.node.private_files import read_private, read_text
+from model_store.files import write_atomically
+
+_NAME = "server"
+_DAYS = 30
+
+
+def pair(certificate: Path, key: Path) -> Config:
+    """The file of the certificate with its chain, and of the key. Raises EdgeFileInvalid where no client could use it."""
+    chain_pem, key_pem = read_text(certificate), read_private(key)
+    leaf = _leaf(certificate, chain_pem)
+    try:
+        private = load_pem_private_key(key_pem.encode(), password=None)
+    except (ValueError, TypeError):
+        raise EdgeFileInvalid(key, "wanted is an unencrypted private key in PEM") from None
+    own, certified = (
+        public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for public in (private.public_key(), leaf.public_key())
+    )
+    if own != certified:
+        raise EdgeFileInvalid(key, f"it does not belong to the certificate in {certificate}")
+    secret = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name": _NAME,
+        "tls_certificate": {
+            "certificate_chain": {"inline_string": chain_pem},
+            "private_key": {"inline_string": key_pem},
+        },
+    }
+    return watched_file([secret])
+
+
+def _leaf(path: Path, pem: str) -> x509.Certificate:
+    try:
+        leaf = x509.load_pem_x509_certificates(pem.encode())[0]
+    except ValueError:
+        raise EdgeFileInvalid(path, "wanted is a certificate in PEM, the server's own first") from None
+    now = dt.datetime.now(dt.UTC)
+    if now > leaf.not_valid_after_utc:
+        raise EdgeFileInvalid(path, f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if now < leaf.not_valid_before_utc:
+        raise EdgeFileInvalid(
+            path, f"the certificate is valid only from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        )
+    return leaf
+
+
+def secret_file(directory: Path) -> Path:
+    return directory / "certificate.json"
+
+
+def transport_socket(directory: Path) -> Config:
+    """TLS 1.2 or later for HTTP/2 and HTTP/1.1, with the certificate in a file in `directory` that Envoy watches."""
+    common = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_certificate_sds_secret_configs": [{"name": _NAME, "sds_config": watched(secret_file(directory))}],
+    }
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    return {"name": "tls", "typed_config": {"@type": kind, "common_tls_context": common}}
+
+
+def create_self_signed(certificate: Path, key: Path, names: Sequence[str]) -> None:
+    """Make a pair for trying out, valid for `_DAYS` days for these DNS names and addresses; replaces an older one."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(minutes=5))  # a client's clock may be behind
+        .not_valid_after(now + dt.timedelta(days=_DAYS))
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    )
+    signed = builder.sign(private, hashes.SHA256())
+    for path in (certificate, key):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+    write_atomically(certificate, signed.public_bytes(Encoding.PEM))
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
