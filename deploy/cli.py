@@ -14,10 +14,22 @@ from deploy.errors import ShipwayError
 from deploy.settings import Settings, read_settings
 from model_store.errors import ModelStoreError
 from model_store.mlflow_environment import ENVIRONMENT
+from model_store.training import DEFAULT, TRAININGS
 
 OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
 
-pass_settings = click.make_pass_decorator(Settings)
+P = ParamSpec("P")
+
+
+def pass_settings(command: Callable[Concatenate[Settings, P], None]) -> Callable[P, None]:
+    """Read the settings when the command runs, those that its options have set included."""
+
+    @functools.wraps(command)
+    def with_settings(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = click.get_current_context().meta
+        command(read_settings(**{name: given[_GIVEN + name] for name in ("insecure",) if _GIVEN + name in given}), *args, **kwargs)
+
+    return with_settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,13 +89,14 @@ def create_keys(settings: Settings) -> None:
     click.echo(f"{create_key(settings.signing_key, settings.trust_dir)} {settings.signing_key}")
 
 
-@cli.command()
+@cli.command(epilog="\b\n" + "\n".join(f"{name:10} {what}" for name, (_, what) in TRAININGS.items()))
+@click.argument("name", type=click.Choice(list(TRAININGS)), default=DEFAULT, metavar="[NAME]")
 @pass_settings
-def train(settings: Settings) -> None:
-    """Train the flights model on January to April and register it."""
+def train(settings: Settings, name: str) -> None:
+    """Train the model NAME, flights by default, and register it."""
     from model_store import training
 
-    training.train(settings.mlflow_uri, console=Console())
+    training.train(name, tracking_uri=settings.mlflow_uri, console=Console())
 
 
 @cli.command()

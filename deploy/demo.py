@@ -62,7 +62,7 @@ def run(settings: Settings, console: Console) -> None:
     stack.up(settings, console)
 
     _chapter(console, 2, "Train on the flights of January to April, validate on May, register")
-    registered = train(settings.mlflow_uri, model=MODEL, console=console)
+    registered = train(MODEL, tracking_uri=settings.mlflow_uri, console=console)
 
     _chapter(console, 3, "Package and sign")
     packaged = package(

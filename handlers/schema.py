@@ -82,7 +82,7 @@ class TableSchema:
             for c in self.categories
         ]
         outputs = [{"name": c.name, "dtype": c.dtype} for c in self.outputs]
-        document = {"columns": numbers + categories, "outputs": outputs}
+        document = {"kind": "table", "columns": numbers + categories, "outputs": outputs}
         return orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
 
     @cached_property

@@ -28,12 +28,14 @@ REQUIRED_MEMBERS = frozenset(
         "model-config.yaml",
         "program.json",
         "weights.safetensors",
+        "runtime.json",
+        "schema.json",
         "metadata.json",
         "profile.json",
         "golden.json",
     }
 )
-OPTIONAL_MEMBERS = frozenset({"schema.json"})
+OPTIONAL_MEMBERS = frozenset({"tokenizer.json", "compiled.pt2"})
 
 MAX_UNPACKED_BYTES = 16 * 2**30
 _MAX_SIGNATURE_BYTES = 4096

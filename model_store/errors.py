@@ -7,11 +7,15 @@ ModelStoreError
 ├── ArchiveMissing       no archive, or no signature beside it
 ├── ArchiveRefused       an archive that is not exactly what was asked for; carries expected and found
 ├── ProgramUnreadable    an exported program whose weights cannot be read without unpickling
+├── HandlerUnusable      a handler file of the user's that is not what TorchServe can load
+├── GoldenRefused        golden inputs that are not answered as a node would have to answer them
 └── RegistryError
     ├── RegistryUnreachable  no MLflow server answers at that address
     ├── ModelUriInvalid      neither models:/NAME/VERSION nor models:/NAME@ALIAS
     ├── VersionNotFound      the registry has no such version or alias
-    └── ArtifactMissing      a file that every version has is not among this one's artifacts
+    ├── ArtifactMissing      a file that every version has is not among this one's artifacts
+    ├── SourceRefused        a version whose files lie outside the configured artifact root
+    └── SignatureUnusable    a logged model whose signature does not say which tensors it takes and gives
 """
 
 from pathlib import Path
@@ -82,6 +86,24 @@ class ProgramUnreadable(ModelStoreError):
         self.wanted = wanted
 
 
+class HandlerUnusable(ModelStoreError):
+    """A handler file of the user's that is not what TorchServe can load."""
+
+    def __init__(self, path: Path, found: str, wanted: str) -> None:
+        super().__init__(f"the handler {path} cannot be packaged: {found}; wanted {wanted}")
+        self.path = path
+        self.found = found
+        self.wanted = wanted
+
+
+class GoldenRefused(ModelStoreError):
+    """Golden inputs that are not answered as a node would have to answer them."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"no golden set can be made of the request: {found}")
+        self.found = found
+
+
 class RegistryError(ModelStoreError):
     """Root of what goes wrong with the MLflow registry."""
 
@@ -119,10 +141,23 @@ class VersionNotFound(RegistryError):
 class ArtifactMissing(RegistryError):
     """A file that every version has is not among this one's artifacts."""
 
-    def __init__(self, owner: str, name: str, remedy: str = "register the version again with: shipway train") -> None:
-        super().__init__(f"{owner} has no artifact {name}; {remedy}")
+    def __init__(self, owner: str, name: str, remedy: str = "") -> None:
+        super().__init__(f"{owner} has no artifact {name}; {remedy or 'log and register the model again'}")
         self.owner = owner
         self.name = name
+
+
+class SignatureUnusable(RegistryError):
+    """A logged model whose signature does not say which tensors it takes and gives."""
+
+    def __init__(self, model_id: str, found: str) -> None:
+        super().__init__(
+            f"the logged model {model_id} cannot be packaged: {found}; log it with the tensors that the network takes "
+            "and gives, -1 for the rows: mlflow.pytorch.log_model(network, input_example=inputs, "
+            "signature=mlflow.models.infer_signature(inputs, outputs)), where inputs and outputs are numpy arrays"
+        )
+        self.model_id = model_id
+        self.found = found
 
 
 class SourceRefused(RegistryError):

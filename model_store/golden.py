@@ -1,56 +1,71 @@
 """The golden set: stored inputs with the outputs that this version's stored program gave, replayed by every node."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+import orjson
 
-from handlers.program import Program
-from handlers.schema import TableSchema
+from handlers.base import BaseHandler
+from handlers.errors import RequestRefused
+from handlers.protocol import oip_json
+from handlers.tensors import InferRequest, Tensor
+from model_store.errors import GoldenRefused
 
-ROWS = 128
 RELATIVE_TOLERANCE = 1e-4
 ABSOLUTE_TOLERANCE = 1e-5
 """Wide enough for another processor's rounding, far too narrow for another model."""
 
-UNKNOWN_CATEGORY = "no such category"
+Inputs = Sequence[Mapping[str, Any]]
+"""Input tensors as Open Inference JSON: name, datatype, shape, data."""
 
-Column = Sequence[float | str | None]
 
+def golden_set(handler: BaseHandler, inputs: Inputs) -> bytes:
+    """`golden.json`: an OIP JSON request of these inputs, and what `handler` answers to it.
 
-def golden_set(columns: Mapping[str, Column], schema: TableSchema, program: Program) -> bytes:
-    """`golden.json` for rows of real data: an OIP JSON request and the response to it.
-
-    The first row loses every number that may be missing; the second has a category that nobody knows in every column
-    with an `other` code. So each golden set has both, whatever the data.
+    Raises GoldenRefused for inputs that the handler refuses, that the model fails on, or whose first row is answered
+    differently by itself: a node puts the rows of different requests into one batch.
     """
-    probed = {name: list(values) for name, values in columns.items()}
-    for number in schema.numbers:
-        if number.nullable:
-            probed[number.name][0] = None
-    for category in schema.categories:
-        if category.other:
-            probed[category.name][1] = UNKNOWN_CATEGORY
-    numbers, codes = schema.encode(probed)
-    outputs = program(torch.from_numpy(numbers), torch.from_numpy(codes))
-    inputs = [
-        *(_tensor(number.name, "FP32", probed[number.name]) for number in schema.numbers),
-        *(_tensor(category.name, "BYTES", probed[category.name]) for category in schema.categories),
-    ]
-    answers = [
-        _tensor(column.name, "FP32", output.numpy().astype(np.float64).tolist())
-        for column, output in zip(schema.outputs, outputs, strict=True)
+    answer = answered(handler, inputs)
+    for together, alone in zip(answer, answered(handler, [_first_row(tensor) for tensor in inputs]), strict=True):
+        _check_same(together, alone)
+    outputs = [
+        {"name": one.name, "datatype": one.datatype, "shape": list(one.shape), "data": np.ravel(one.values).tolist()}
+        for one in answer
     ]
     document = {
         "rtol": RELATIVE_TOLERANCE,
         "atol": ABSOLUTE_TOLERANCE,
-        "request": {"inputs": inputs},
-        "response": {"outputs": answers},
+        "request": {"inputs": list(inputs)},
+        "response": {"outputs": outputs},
     }
-    return json.dumps(document, allow_nan=False).encode()
+    return orjson.dumps(document)
 
 
-def _tensor(name: str, datatype: str, values: Column) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": [len(values)], "data": list(values)}
+def answered(handler: BaseHandler, inputs: Inputs) -> list[Tensor]:
+    """What `handler` answers to these inputs. Raises GoldenRefused."""
+    try:
+        return handler.predict(request(inputs))
+    except RequestRefused as error:
+        raise GoldenRefused(f"the handler refuses it: {error}") from error
+    except Exception as error:  # whatever the model raises, or a handler of the user's
+        raise GoldenRefused(f"the model fails on it: {type(error).__name__}: {error}") from error
+
+
+def request(inputs: Inputs) -> InferRequest:
+    """The request as a node reads it."""
+    return oip_json.decode(memoryview(orjson.dumps({"inputs": list(inputs)})), None)
+
+
+def _first_row(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    rows, *rest = tensor["shape"]
+    return {**tensor, "shape": [1, *rest], "data": list(tensor["data"])[: len(tensor["data"]) // rows]}
+
+
+def _check_same(together: Tensor, alone: Tensor) -> None:
+    values = np.ravel(together.values)[: len(np.ravel(alone.values))]
+    if not np.allclose(values, np.ravel(alone.values), RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE, equal_nan=True):
+        raise GoldenRefused(
+            f"output {together.name} of its first row depends on the other rows, so requests cannot share a batch; "
+            "is the network in evaluation mode?"
+        )

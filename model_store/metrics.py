@@ -52,6 +52,15 @@ class AucGain:
         """Whether the whole interval lies above zero."""
         return self.low > 0
 
+    def as_dict(self) -> dict[str, float]:
+        """The comparison by the names of its metrics."""
+        return {
+            "baseline_roc_auc": self.baseline,
+            "roc_auc_gain": self.gain,
+            "roc_auc_gain_low": self.low,
+            "roc_auc_gain_high": self.high,
+        }
+
 
 def auc_gain(
     probability: FloatArray, baseline: FloatArray, label: BoolArray, resamples: int = 1000, seed: int = 0

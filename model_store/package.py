@@ -18,20 +18,13 @@ from model_store.archive import (
     signature_path,
     write,
 )
+from model_store.describing import kind_of
+from model_store.entry import ENTRY, entry_file
 from model_store.pt2 import read_program
 from model_store.registry import Registry, ResolvedVersion
+from model_store.runtime_plan import RUNTIME, RuntimePlan
 
-# TorchServe imports this file by its stem and wants exactly one class of the module's own.
-_TABULAR_HANDLER = '''"""Entry file of this archive: TorchServe wants exactly one class of the module's own."""
-
-from handlers import tabular
-
-
-class Handler(tabular.TabularHandler):
-    """The tabular handler, as installed on the node."""
-'''
 _ARCHIVER_VERSION = "0.12.0"
-_HANDLER = "handler.py"
 _CONFIG = "model-config.yaml"
 
 
@@ -111,9 +104,10 @@ def package(
 
 def _members(registry: Registry, version: ResolvedVersion, plan: WorkerPlan) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as directory:
-        program = read_program(registry.download_program(version.source, Path(directory)))
-    schema = registry.read_file(version.run_id, "schema.json")
-    origin = json.loads(registry.read_file(version.run_id, "origin.json"))
+        program = read_program(registry.download_program(version.model_id, Path(directory)))
+    described = registry.read_files(version.model_id)
+    origin = json.loads(described.pop("origin.json"))
+    schema = described["schema.json"]
     manifest = Manifest(
         model=version.model,
         version=version.version,
@@ -124,16 +118,14 @@ def _members(registry: Registry, version: ResolvedVersion, plan: WorkerPlan) -> 
         shipway=installed_version("shipway"),
     )
     return {
+        **described,
+        **program.members,
         TORCHSERVE_MANIFEST: _torchserve_manifest(version),
         IDENTITY: manifest.to_json(),
-        _HANDLER: _TABULAR_HANDLER.encode(),
+        ENTRY: entry_file(kind_of(schema)),
+        RUNTIME: RuntimePlan().to_json(),
         _CONFIG: plan.to_yaml(),
-        "program.json": program.graph,
-        "weights.safetensors": program.weights,
-        "schema.json": schema,
         "metadata.json": _metadata(version, TableSchema.from_json(schema)),
-        "profile.json": registry.read_file(version.run_id, "profile.json"),
-        "golden.json": registry.read_file(version.run_id, "golden.json"),
     }
 
 
@@ -144,7 +136,7 @@ def _torchserve_manifest(version: ResolvedVersion) -> bytes:
         "model": {
             "modelName": version.model,
             "modelVersion": str(version.version),
-            "handler": _HANDLER,
+            "handler": ENTRY,
             "configFile": _CONFIG,
         },
         "archiverVersion": _ARCHIVER_VERSION,

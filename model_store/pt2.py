@@ -35,10 +35,15 @@ class StoredProgram:
     weights: bytes
     """`weights.safetensors`: all weights and constants by their names in the graph."""
 
+    @property
+    def members(self) -> dict[str, bytes]:
+        """The two as members of an archive."""
+        return {"program.json": self.graph, "weights.safetensors": self.weights}
+
     def write(self, directory: Path) -> None:
         """Put both files into `directory`, as an unpacked archive has them."""
-        (directory / "program.json").write_bytes(self.graph)
-        (directory / "weights.safetensors").write_bytes(self.weights)
+        for name, content in self.members.items():
+            (directory / name).write_bytes(content)
 
 
 def read_program(path: Path) -> StoredProgram:

@@ -9,10 +9,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -32,6 +33,7 @@ from model_store.errors import (
     ModelUriInvalid,
     RegistryError,
     RegistryUnreachable,
+    SignatureUnusable,
     SourceRefused,
     VersionNotFound,
 )
@@ -40,13 +42,38 @@ from model_store.files import write_atomically
 CHAMPION = "champion"
 DIGEST_TAG = "shipway.digest"
 ARCHIVES = "archives"
-"""Where a run keeps the archives of its version, and their signatures."""
-DESCRIPTION = "version"
-"""Where a run keeps what belongs to its version beside the program: schema, profile, golden set, origin."""
+"""Where a logged model keeps the archives made of it, and their signatures."""
+DESCRIPTION = "shipway"
+"""Where a logged model keeps what belongs to it beside the program: schema, profile, golden set, origin."""
 
 _REACH_SECONDS = 10.0
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
+_MAX_COPIES = 10
+"""A version may be a copy of another one, and that of another."""
+_PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
 _URI = re.compile(r"models:/(?P<model>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """An input or output of a network, as MLflow's signature says it."""
+
+    name: str
+    """Empty where the signature has one tensor without a name."""
+    dtype: str
+    """As numpy names it, for example float32."""
+    shape: tuple[int, ...]
+    """-1 is any size; the first axis is rows."""
+
+
+@dataclass(frozen=True)
+class LoggedModel:
+    """What MLflow says about the program of a version."""
+
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    requirements: Mapping[str, str]
+    """The libraries that it was logged with, and their versions, where they are pinned."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,7 @@ class RegisteredVersion:
     model: str
     version: int
     run_id: str
+    """Empty for a model that was logged outside a run."""
 
     @property
     def uri(self) -> str:
@@ -67,8 +95,8 @@ class RegisteredVersion:
 class ResolvedVersion(RegisteredVersion):
     """What the registry says about a version."""
 
-    source: str
-    """Where the logged model is, `models:/m-…`."""
+    model_id: str
+    """The logged model that it is a version of, `m-…`. Whatever belongs to the version lies there."""
     digest: str | None
     """Of the archive last packaged from it; None if none was."""
 
@@ -101,24 +129,17 @@ class Registry:
     def log_model(
         self,
         network: nn.Module,
-        example: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-        outputs: tuple[str, ...],
+        example: tuple[npt.NDArray[Any], ...],
+        inputs: Sequence[TensorType],
+        outputs: Sequence[TensorType],
         requirements: list[str],
     ) -> str:
         """Export `network`, in evaluation mode, in the active run; returns the id of the logged model.
 
-        `example` is (numbers, codes) of at least two rows: the export makes an axis of length one a constant.
+        `example` holds the inputs, at least two of every axis that is -1: the export makes an axis of length one a
+        constant.
         """
-        numbers, codes = example
-        signature = ModelSignature(
-            inputs=Schema(
-                [
-                    TensorSpec(np.dtype(np.float32), (-1, numbers.shape[1]), "numbers"),
-                    TensorSpec(np.dtype(np.int64), (-1, codes.shape[1]), "codes"),
-                ]
-            ),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1,), name) for name in outputs]),
-        )
+        signature = ModelSignature(inputs=_signature(inputs), outputs=_signature(outputs))
         info = mlflow.pytorch.log_model(
             network,
             name="model",
@@ -157,39 +178,51 @@ class Registry:
                 found = self._client.get_model_version(model, parts["version"])
         except MlflowException as error:
             raise VersionNotFound(uri, self.tracking_uri, self._known(model)) from error
-        return _resolved(found)
+        return ResolvedVersion(
+            model=found.name,
+            version=int(found.version),
+            run_id=str(found.run_id or ""),
+            model_id=self._model_id(found),
+            digest=found.tags.get(DIGEST_TAG),
+        )
 
-    def download_program(self, source: str, into: Path) -> Path:
-        """Fetch the exported program of a version's `source` into the directory `into`; the path of `model.pt2`."""
-        logged = _LOGGED_MODEL.fullmatch(source)
-        if logged is None:
-            raise SourceRefused("the version", source, "a logged model, models:/m-…")
-        try:
-            self._check_location(source, self._client.get_logged_model(logged["id"]).artifact_location)
-            directory = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(into))
-        except (MlflowException, OSError) as error:
-            raise ArtifactMissing(source, "data/model.pt2") from error
-        path = Path(directory) / "data" / "model.pt2"
-        if not path.is_file():
-            raise ArtifactMissing(source, "data/model.pt2")
-        return path
+    def download_program(self, model_id: str, into: Path) -> Path:
+        """Fetch the exported program of a logged model into the directory `into`; the path of `model.pt2`."""
+        remedy = (
+            'log it with mlflow.pytorch.log_model(..., serialization_format="pt2"), and nothing has to be unpickled'
+        )
+        return self._download(model_id, "data/model.pt2", into, remedy)
 
-    def log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
-        """Keep what belongs to a version beside its program, by file name."""
+    def logged_model(self, model_id: str) -> LoggedModel:
+        """Signature and libraries of a logged model. Raises SignatureUnusable where the signature has no tensors."""
+        with tempfile.TemporaryDirectory() as directory:
+            signature = mlflow.models.Model.load(str(self._download(model_id, "MLmodel", Path(directory)))).signature
+            requirements = self._download(model_id, "requirements.txt", Path(directory)).read_text()
+        return LoggedModel(
+            inputs=_tensor_types(model_id, "inputs", signature and signature.inputs),
+            outputs=_tensor_types(model_id, "outputs", signature and signature.outputs),
+            requirements=dict(_PINNED.findall(requirements)),
+        )
+
+    def log_files(self, model_id: str, files: Mapping[str, bytes], folder: str = DESCRIPTION) -> None:
+        """Keep files by name in a folder beside the program of a logged model."""
         with tempfile.TemporaryDirectory() as directory:
             for name, content in files.items():
                 (Path(directory) / name).write_bytes(content)
-            self._client.log_artifacts(run_id, directory, DESCRIPTION)
+            self._client.log_model_artifacts(model_id, directory, folder)
 
-    def read_file(self, run_id: str, name: str) -> bytes:
-        """One file that `log_files` kept."""
+    def read_files(self, model_id: str, folder: str = DESCRIPTION) -> dict[str, bytes]:
+        """The files that `log_files` kept in a folder, by name; none where it kept none."""
+        self._location(model_id)
+        found = self._client.list_logged_model_artifacts(model_id, folder)
         with tempfile.TemporaryDirectory() as directory:
-            return self._download(run_id, f"{DESCRIPTION}/{name}", Path(directory)).read_bytes()
+            paths = [self._download(model_id, file.path, Path(directory)) for file in found if not file.is_dir]
+            return {path.name: path.read_bytes() for path in paths}
 
-    def log_archive(self, version: RegisteredVersion, archive: Path, digest: str) -> None:
-        """Keep an archive and its signature beside its version, and tag the version with the digest."""
+    def log_archive(self, version: ResolvedVersion, archive: Path, digest: str) -> None:
+        """Keep an archive and its signature beside the program, and tag the version with the digest."""
         for path in (archive, signature_path(archive)):
-            self._client.log_artifact(version.run_id, str(path), ARCHIVES)
+            self._client.log_model_artifact(version.model_id, str(path), ARCHIVES)
         self._client.set_model_version_tag(version.model, str(version.version), DIGEST_TAG, digest)
 
     def fetch_archive(self, model: str, version: int, digest: str, into: Path) -> Path:
@@ -197,16 +230,13 @@ class Registry:
 
         The signature is the node's to verify: only the node knows whom it trusts.
         """
-        run_id = self.resolve(f"models:/{model}/{version}").run_id
+        model_id = self.resolve(f"models:/{model}/{version}").model_id
         name = archive_name(model, version, digest)
         target = into / name
+        remedy = f"package the version with: shipway package models:/{model}/{version}"
         with tempfile.TemporaryDirectory() as directory:
-            try:
-                archive = self._download(run_id, f"{ARCHIVES}/{name}", Path(directory))
-                signature = self._download(run_id, f"{ARCHIVES}/{signature_path(target).name}", Path(directory))
-            except ArtifactMissing as error:
-                remedy = f"package the version with: shipway package models:/{model}/{version}"
-                raise ArtifactMissing(error.owner, error.name, remedy) from error
+            archive = self._download(model_id, f"{ARCHIVES}/{name}", Path(directory), remedy)
+            signature = self._download(model_id, f"{ARCHIVES}/{signature_path(target).name}", Path(directory), remedy)
             found = file_digest(archive)
             if found != digest:
                 raise ArchiveRefused(archive, "the registry holds another file under its name", digest, found)
@@ -214,17 +244,38 @@ class Registry:
             write_atomically(target, archive.read_bytes())
         return target
 
-    def _download(self, run_id: str, artifact: str, into: Path) -> Path:
+    def run_tags(self, run_id: str) -> Mapping[str, str]:
+        """The tags of a run, MLflow's own among them; none where there is no such run."""
         try:
-            self._check_location(f"the run {run_id}", self._client.get_run(run_id).info.artifact_uri)
-            return Path(self._client.download_artifacts(run_id, artifact, str(into)))
-        except (MlflowException, OSError) as error:
-            raise ArtifactMissing(f"the run {run_id}", artifact) from error
+            return dict(self._client.get_run(run_id).data.tags) if run_id else {}
+        except MlflowException:
+            return {}
 
-    def _check_location(self, owner: str, location: str | None) -> None:
-        """Whoever may create an experiment may point its artifacts at any path or host."""
-        if not str(location).startswith(self._artifact_root):
-            raise SourceRefused(owner, str(location), self._artifact_root)
+    def _download(self, model_id: str, artifact: str, into: Path, remedy: str = "") -> Path:
+        try:
+            uri = f"{self._location(model_id)}/{artifact}"
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into)))
+        except (MlflowException, OSError) as error:
+            raise ArtifactMissing(f"the logged model {model_id}", artifact, remedy) from error
+
+    def _location(self, model_id: str) -> str:
+        """Where the files of a logged model are. Whoever may create an experiment may name any path or host."""
+        location = str(self._client.get_logged_model(model_id).artifact_location)
+        if not location.startswith(self._artifact_root):
+            raise SourceRefused(f"the logged model {model_id}", location, self._artifact_root)
+        return location
+
+    def _model_id(self, found: ModelVersion) -> str:
+        """The logged model behind a version, which may be a copy of another version."""
+        source = str(found.source)
+        for _ in range(_MAX_COPIES):
+            if logged := _LOGGED_MODEL.fullmatch(source):
+                return logged["id"]
+            original = _URI.fullmatch(source)
+            if original is None or original["version"] is None:
+                break
+            source = str(self._client.get_model_version(original["model"], original["version"]).source)
+        raise SourceRefused(f"{found.name} version {found.version}", source, "a logged model, models:/m-…")
 
     def _known(self, model: str) -> str:
         """What the registry does have, for a message."""
@@ -248,11 +299,16 @@ def _check_reachable(tracking_uri: str) -> None:
         raise RegistryUnreachable(tracking_uri, str(error)) from error
 
 
-def _resolved(found: ModelVersion) -> ResolvedVersion:
-    return ResolvedVersion(
-        model=found.name,
-        version=int(found.version),
-        run_id=str(found.run_id),
-        source=str(found.source),
-        digest=found.tags.get(DIGEST_TAG),
-    )
+def _signature(types: Sequence[TensorType]) -> Schema:
+    return Schema([TensorSpec(np.dtype(one.dtype), one.shape, one.name) for one in types])
+
+
+def _tensor_types(model_id: str, side: str, schema: Schema | None) -> tuple[TensorType, ...]:
+    if schema is None:
+        raise SignatureUnusable(model_id, f"it has no signature of its {side}")
+    types = []
+    for spec in schema.inputs:
+        if not isinstance(spec, TensorSpec):
+            raise SignatureUnusable(model_id, f"its {side} are columns: {spec}")
+        types.append(TensorType(spec.name or "", spec.type.name, tuple(spec.shape)))
+    return tuple(types)

@@ -120,7 +120,7 @@ def lab(free_ports: Callable[[int], list[int]]) -> Iterator[Lab]:
 
 
 def _made(settings: Settings, seed: int) -> PackagedVersion:
-    version = train(settings.mlflow_uri, plan=Plan(epochs=2, batch_rows=256, max_rows=6000, seed=seed))
+    version = train(tracking_uri=settings.mlflow_uri, plan=Plan(epochs=2, batch_rows=256, max_rows=6000, seed=seed))
     return package(
         f"models:/flights/{version.version}",
         tracking_uri=settings.mlflow_uri,

@@ -32,7 +32,7 @@ from model_store.errors import (
     VersionNotFound,
 )
 from model_store.fitting import Plan
-from model_store.golden import ROWS
+from model_store.lateness import GOLDEN_ROWS
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, WorkerPlan, package
 from model_store.registry import RegisteredVersion, Registry
@@ -98,7 +98,7 @@ def wait_until_healthy(uri: str, server: "subprocess.Popen[bytes]", log: Path) -
 
 @pytest.fixture(scope="module")
 def trained(tracking_uri: str) -> RegisteredVersion:
-    return train(tracking_uri, plan=Plan.small())
+    return train(tracking_uri=tracking_uri, plan=Plan.small())
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_first_version_is_number_one_and_champion(tracking_uri: str, trained
     by_number, by_alias = registry.resolve("models:/flights/1"), registry.resolve("models:/flights@champion")
     assert by_number == by_alias
     assert by_number.run_id == trained.run_id
-    assert by_number.source.startswith("models:/m-")
+    assert by_number.model_id.startswith("m-")
 
 
 def test_the_run_holds_params_data_digest_commit_and_every_epoch(tracking_uri: str, trained: RegisteredVersion) -> None:
@@ -162,7 +162,7 @@ def test_an_archive_holds_what_a_node_needs_and_its_golden_set_is_reproduced(
     columns = {tensor["name"]: tensor["data"] for tensor in golden["request"]["inputs"]}
     schema = TableSchema.from_json(read_member(packaged.archive, "schema.json"))
     numbers, codes = schema.encode(columns)
-    assert len(numbers) == ROWS
+    assert len(numbers) == GOLDEN_ROWS
     assert np.isnan(numbers).any()
     assert (codes[1] == [len(column.vocabulary) for column in schema.categories]).all()
     (found,) = load_program(tmp_path)(torch.from_numpy(numbers), torch.from_numpy(codes))
@@ -247,7 +247,7 @@ def test_the_whole_training_beats_the_delay_alone_and_is_a_second_version(
 ) -> None:
     registry = Registry(tracking_uri)
     before = registry.resolve(trained.uri)
-    second = train(tracking_uri)
+    second = train(tracking_uri=tracking_uri)
     metrics = {metric["key"]: metric["value"] for metric in run_of(tracking_uri, second.run_id)["data"]["metrics"]}
     assert metrics["baseline_roc_auc"] == pytest.approx(0.9186, abs=1e-4)
     assert metrics["roc_auc_gain_low"] > 0
@@ -261,13 +261,11 @@ def test_files_are_fetched_from_the_configured_artifact_root_alone(
     tracking_uri: str, trained: RegisteredVersion, tmp_path: Path
 ) -> None:
     registry = Registry(tracking_uri, artifact_root="mlflow-artifacts:/elsewhere/")
-    source = registry.resolve(trained.uri).source
+    model_id = registry.resolve(trained.uri).model_id
     with pytest.raises(SourceRefused, match="allowed is mlflow-artifacts:/elsewhere/"):
-        registry.download_program(source, tmp_path)
-    with pytest.raises(SourceRefused, match=trained.run_id):
-        registry.read_file(trained.run_id, "schema.json")
-    with pytest.raises(SourceRefused, match="file:///etc"):
-        Registry(tracking_uri).download_program("file:///etc", tmp_path)
+        registry.download_program(model_id, tmp_path)
+    with pytest.raises(SourceRefused, match=model_id):
+        registry.read_files(model_id)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,72 @@
+"""What a version is beside its program: schema, profile and golden set, made once and kept in the registry."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from handlers.base import BaseHandler
+from handlers.loading import open_handler
+from handlers.program import Program
+from model_store.entry import ENTRY, entry_file
+from model_store.golden import Inputs, golden_set
+from model_store.pt2 import StoredProgram
+from model_store.runtime_plan import RUNTIME, RuntimePlan
+from monitoring.profile import Profile
+
+Reference = Profile | Callable[[Program], Profile]
+"""The profile, or how to make it with the program as it is stored."""
+
+NO_PROFILE = Profile(rows=0, features=())
+"""Nothing but rows is counted."""
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a version comes from: the content of `origin.json`."""
+
+    git_commit: str = UNKNOWN
+    data_digest: str = UNKNOWN
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    """Their versions when the network was trained."""
+
+    def to_json(self) -> bytes:
+        """`origin.json`, the same bytes for the same origin."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+
+def describe(
+    program: StoredProgram,
+    schema: bytes,
+    inputs: Inputs,
+    origin: Origin,
+    profile: Reference = NO_PROFILE,
+    files: Mapping[str, bytes] | None = None,
+) -> dict[str, bytes]:
+    """`schema.json`, `profile.json`, `golden.json`, `origin.json` and the further `files` of a version, by name.
+
+    Golden outputs and profile are those of the program as it is stored and as a node will load it.
+    """
+    described = {**(files or {}), "schema.json": schema, "origin.json": origin.to_json()}
+    entry = entry_file(kind_of(schema))
+    with opened({**described, **program.members, ENTRY: entry, RUNTIME: RuntimePlan().to_json()}) as handler:
+        reference = profile if isinstance(profile, Profile) else profile(handler.program)
+        return {**described, "profile.json": reference.to_json(), "golden.json": golden_set(handler, inputs)}
+
+
+def kind_of(schema: bytes) -> str:
+    """The kind of model that a `schema.json` describes."""
+    return str(json.loads(schema)["kind"])
+
+
+@contextmanager
+def opened(members: Mapping[str, bytes]) -> Iterator[BaseHandler]:
+    """The handler of an archive with these members, as long as its files are there."""
+    with tempfile.TemporaryDirectory() as name:
+        for member, content in members.items():
+            (Path(name) / member).write_bytes(content)
+        yield open_handler(Path(name))
