@@ -6,30 +6,24 @@ Heavy modules are imported inside the commands, so that a base install prints it
 import json
 import os
 import sys
+from pathlib import Path
 
 import click
 from rich.console import Console
 
 from deploy.errors import ShipwayError
-from deploy.settings import Settings, read_settings
+from deploy.scopes import SCOPES, Scope
+from deploy.settings import Settings, read_settings, variable
 from model_store.errors import ModelStoreError
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.training import DEFAULT, TRAININGS
 
 OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
 
-P = ParamSpec("P")
-
-
-def pass_settings(command: Callable[Concatenate[Settings, P], None]) -> Callable[P, None]:
-    """Read the settings when the command runs, those that its options have set included."""
-
-    @functools.wraps(command)
-    def with_settings(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = click.get_current_context().meta
-        command(read_settings(**{name: given[_GIVEN + name] for name in ("insecure",) if _GIVEN + name in given}), *args, **kwargs)
-
-    return with_settings
+pass_settings = click.make_pass_decorator(Settings)
+insecure_option = click.option(
+    "--insecure", is_flag=True, help="Listen beyond loopback even without TLS or authentication (SHIPWAY_INSECURE)."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,12 +36,13 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command()
+@insecure_option
 @pass_settings
-def up(settings: Settings) -> None:
+def up(settings: Settings, *, insecure: bool) -> None:
     """Start MLflow, Prometheus and the node, or what has stopped of them."""
     from deploy import stack
 
-    console = Console()
+    settings, console = _told(settings, insecure=insecure), Console()
     stack.up(settings, console)
     console.print(stack.status(settings).table())
 
@@ -77,7 +72,7 @@ def status(settings: Settings, *, as_json: bool) -> None:
 
 @cli.group()
 def keys() -> None:
-    """Keys that sign archives."""
+    """Keys that sign archives, keys of clients, and a certificate for trying out TLS."""
 
 
 @keys.command("create")
@@ -87,6 +82,43 @@ def create_keys(settings: Settings) -> None:
     from model_store.signing import create_key
 
     click.echo(f"{create_key(settings.signing_key, settings.trust_dir)} {settings.signing_key}")
+
+
+@keys.command("api")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="May be repeated.")
+@pass_settings
+def create_api_key(settings: Settings, name: str, scopes: tuple[Scope, ...]) -> None:
+    """Make an API key for the client NAME and print it, this once: only its sha256 is kept."""
+    from deploy.node import auth
+
+    path = settings.api_keys or settings.default_api_keys
+    click.echo(auth.add_api_key(path, name, scopes))
+    _say_where(settings.api_keys, api_keys=path)
+
+
+@keys.command("revoke")
+@click.argument("name")
+@pass_settings
+def revoke_api_key(settings: Settings, name: str) -> None:
+    """Take the API key of the client NAME away. A running node refuses it a second later."""
+    from deploy.node import auth
+
+    auth.revoke_api_key(settings.api_keys or settings.default_api_keys, name)
+
+
+@keys.command("tls")
+@click.option("--name", "names", multiple=True, help="A DNS name or IP address of the node. May be repeated.")
+@pass_settings
+def create_certificate(settings: Settings, names: tuple[str, ...]) -> None:
+    """Make a self-signed certificate for trying out TLS, or a new one in its place."""
+    from deploy.node import tls
+
+    certificate = settings.tls_certificate or settings.default_tls_certificate
+    key = settings.tls_key or settings.default_tls_key
+    tls.create_self_signed(certificate, key, list(dict.fromkeys([*names, "localhost", "127.0.0.1", "::1"])))
+    click.echo(certificate)
+    _say_where(settings.tls_certificate, tls_certificate=certificate, tls_key=key)
 
 
 @cli.command(epilog="\b\n" + "\n".join(f"{name:10} {what}" for name, (_, what) in TRAININGS.items()))
@@ -146,12 +178,13 @@ def serve(settings: Settings, name: str, version: int) -> None:
 
 
 @cli.command()
+@insecure_option
 @pass_settings
-def node(settings: Settings) -> None:
+def node(settings: Settings, *, insecure: bool) -> None:
     """Run a serving node in the foreground until SIGTERM."""
     from deploy.node import launcher
 
-    sys.exit(launcher.run(settings))
+    sys.exit(launcher.run(_told(settings, insecure=insecure)))
 
 
 @cli.command()
@@ -161,6 +194,17 @@ def demo(settings: Settings) -> None:
     from deploy.demo import run
 
     run(settings, Console())
+
+
+def _told(settings: Settings, *, insecure: bool) -> Settings:
+    return settings.model_copy(update={"insecure": settings.insecure or insecure})
+
+
+def _say_where(configured: Path | None, **files: Path) -> None:
+    """To a person, and not in what a program reads: how the node gets what was just made, unless it has it."""
+    if configured is None:
+        given = " ".join(f"{variable(name)}={path}" for name, path in files.items())
+        click.echo(f"The node uses it when it is started with {given}", err=True)
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def _node(settings: Settings) -> Program:
         command=(sys.executable, "-m", "deploy.cli", "node"),
         listeners=(
             Listener(settings.host, settings.http_port, variable("http_port")),
-            Listener(settings.host, settings.metrics_port, variable("metrics_port")),
+            Listener(settings.metrics_host, settings.metrics_port, variable("metrics_port")),
         ),
         # Alive, not ready: a node that was given no model yet is never ready.
         ready_url=f"{settings.metrics_url}/livez",

@@ -23,6 +23,11 @@ def _below(directory: str, *parts: str) -> dict[str, Any]:
     }
 
 
+def _off() -> dict[str, Any]:
+    """Arguments of a Field that is off unless it is set."""
+    return {"default": None, "json_schema_extra": {"default_in_words": "none"}}
+
+
 class StrictEnvironment(EnvSettingsSource):
     """The environment, refusing SHIPWAY_* variables that no setting has: a typing error must not pass in silence."""
 
@@ -38,7 +43,10 @@ class StrictEnvironment(EnvSettingsSource):
 class Settings(BaseSettings):
     """Every setting, read from SHIPWAY_* variables or given as arguments (which win). Directories become absolute."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
+    # An empty variable switches off what is off by default.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True, env_parse_none_str=""
+    )
 
     state_dir: Path = Field(
         default=Path(".shipway"),
@@ -46,9 +54,15 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         default="127.0.0.1",
-        description="The IP address where the node listens; one beyond loopback also needs `insecure`.",
+        description=(
+            "The IP address where the node listens; beyond loopback it wants TLS and authentication, or `insecure`."
+        ),
     )
     http_port: Port = Field(default=8080, description="The node's port for HTTP/1.1, HTTP/2 and gRPC.")
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="The IP address of the metrics port: plain HTTP to whoever reaches it, with names and numbers.",
+    )
     metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz and /metrics.")
     mlflow_port: Port = Field(default=5000, description="The port of the MLflow server that `shipway up` starts.")
     prometheus_port: Port = Field(default=9090, description="The port of the Prometheus that `shipway up` starts.")
@@ -70,6 +84,23 @@ class Settings(BaseSettings):
     archives_dir: Path = Field(
         **_below("state_dir", "archives"), description="Where archives and their signatures are written and looked for."
     )
+    tls_certificate: Path | None = Field(
+        **_off(),
+        description="The certificate and its chain in PEM; the node speaks HTTPS. A replaced file is taken up.",
+    )
+    tls_key: Path | None = Field(
+        **_off(), description="The private key of `tls_certificate` in PEM, mode 0600. A replaced file is taken up."
+    )
+    api_keys: Path | None = Field(
+        **_off(),
+        description="The list of API keys, which then are asked for (`shipway keys api`). A replaced file is taken up.",
+    )
+    jwt_jwks: Path | None = Field(
+        **_off(),
+        description="The public keys (JWKS) of the issuer whose JWTs are accepted. A replaced file is taken up.",
+    )
+    jwt_issuer: str | None = Field(**_off(), description="The issuer (`iss`) that a JWT must have.")
+    jwt_audience: str | None = Field(**_off(), description="The audience (`aud`) that a JWT must be for.")
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="The largest request body that the node accepts, in bytes."
     )
@@ -81,7 +112,7 @@ class Settings(BaseSettings):
     )
     jvm_heap_mib: int = Field(default=512, ge=128, description="The largest heap of TorchServe's JVM, in MiB.")
     insecure: bool = Field(
-        default=False, description="Allow plain HTTP without authentication beyond the loopback address."
+        default=False, description="Allow an address beyond loopback without TLS or without authentication."
     )
 
     @classmethod
@@ -95,13 +126,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, StrictEnvironment(settings_cls)
 
-    @field_validator("state_dir", "run_dir", "signing_key", "trust_dir", "archives_dir")
+    @field_validator("*")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
+    def _absolute(cls, value: Any) -> Any:
         # Children run in other working directories. normpath and not resolve: a symbolic link stays the user's choice.
-        return Path(os.path.normpath(path.expanduser().absolute()))
+        return Path(os.path.normpath(value.expanduser().absolute())) if isinstance(value, Path) else value
 
-    @field_validator("host")
+    @field_validator("host", "metrics_host")
     @classmethod
     def _is_an_address(cls, host: str) -> str:
         return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
@@ -115,25 +146,29 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _beyond_loopback_only_when_told(self) -> Self:
-        if not ipaddress.ip_address(self.host).is_loopback and not self.insecure:
-            raise ValueError(
-                f"SHIPWAY_HOST={self.host} would offer plain HTTP without authentication beyond this machine; "
-                "use a loopback address, or say SHIPWAY_INSECURE=true"
-            )
+    def _together(self) -> Self:
+        for names in (("tls_certificate", "tls_key"), ("jwt_jwks", "jwt_issuer", "jwt_audience")):
+            missing = [variable(name) for name in names if getattr(self, name) is None]
+            if missing and len(missing) < len(names):
+                raise ValueError(f"{', '.join(map(variable, names))} go together; missing: {', '.join(missing)}")
         return self
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls_certificate is not None
+
+    @property
+    def authenticates(self) -> bool:
+        return self.api_keys is not None or self.jwt_jwks is not None
 
     @property
     def client_host(self) -> str:
         """The address under which this machine itself reaches the node, in brackets if it is an IPv6 one."""
-        address = ipaddress.ip_address(self.host)
-        if address.is_unspecified:
-            return "127.0.0.1" if address.version == 4 else "[::1]"
-        return str(address) if address.version == 4 else f"[{address}]"
+        return _reachable(self.host)
 
     @property
     def http_url(self) -> str:
-        return f"http://{self.client_host}:{self.http_port}"
+        return f"{'https' if self.has_tls else 'http'}://{self.client_host}:{self.http_port}"
 
     @property
     def grpc_target(self) -> str:
@@ -141,7 +176,7 @@ class Settings(BaseSettings):
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self.client_host}:{self.metrics_port}"
+        return f"http://{_reachable(self.metrics_host)}:{self.metrics_port}"
 
     @property
     def prometheus_url(self) -> str:
@@ -169,6 +204,19 @@ class Settings(BaseSettings):
         return self.state_dir / "node"
 
     @property
+    def default_api_keys(self) -> Path:
+        """Where `shipway keys api` writes when no setting says where."""
+        return self.state_dir / "keys" / "api_keys.json"
+
+    @property
+    def default_tls_certificate(self) -> Path:
+        return self.state_dir / "keys" / "tls.crt"
+
+    @property
+    def default_tls_key(self) -> Path:
+        return self.state_dir / "keys" / "tls.key"
+
+    @property
     def desired_file(self) -> Path:
         return self.node_dir / "desired.json"
 
@@ -178,21 +226,44 @@ class Settings(BaseSettings):
 
     def as_environment(self) -> dict[str, str]:
         """The variables that give a child process exactly these settings, whatever its own environment says."""
-        return {variable(name): str(getattr(self, name)) for name in sorted(type(self).model_fields)}
+        values = {name: getattr(self, name) for name in sorted(type(self).model_fields)}
+        return {variable(name): "" if value is None else str(value) for name, value in values.items()}
+
+    def refuse_exposed(self) -> None:
+        """Raise InvalidSettings if the node would listen beyond loopback without TLS and authentication, untold."""
+        if ipaddress.ip_address(self.host).is_loopback or self.insecure:
+            return
+        missing = {
+            "TLS (SHIPWAY_TLS_CERTIFICATE, SHIPWAY_TLS_KEY)": self.has_tls,
+            "authentication (SHIPWAY_API_KEYS, or SHIPWAY_JWT_JWKS and its like)": self.authenticates,
+        }
+        lacks = " and ".join(what for what, there in missing.items() if not there)
+        if lacks:
+            problem = f"SHIPWAY_HOST={self.host} would offer the node beyond this machine without {lacks}; "
+            problem += "set that up, use a loopback address, or say --insecure (SHIPWAY_INSECURE=true)"
+            raise InvalidSettings([problem])
 
 
-def read_settings() -> Settings:
-    """Settings from the environment.
+def read_settings(**given: object) -> Settings:
+    """Settings from the environment, and those `given`, which win.
 
     Raises:
         InvalidSettings: names every variable that is unknown or has a value that is not allowed, with what was found.
     """
     try:
-        return Settings()
+        return Settings.model_validate(given)
     except ValidationError as error:
         # A default that depends on a refused setting was never made: that is not a second problem.
         problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         raise InvalidSettings([_in_words(dict(problem)) for problem in problems]) from error
+
+
+def _reachable(host: str) -> str:
+    """How this machine itself reaches what listens at `host`."""
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return str(address) if address.version == 4 else f"[{address}]"
 
 
 def variable(name: str) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 
 import psutil
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.errors import ProgramFailed, ProgramMissing, SettingsChanged, StackBusy
-from deploy.node.desired import read_actual
+from deploy.node.desired import Actual, read_actual
 from deploy.processes import MARK, check_free, end, marked
 from deploy.programs import Program, environment, programs, prometheus_config
 from deploy.settings import Settings
@@ -49,6 +50,7 @@ class Status:
     urls: dict[str, str]
     processes: list[Supervised]
     models: list[ModelStatus]
+    warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,16 +66,19 @@ class Status:
         urls = Table("what", "where")
         for name, url in self.urls.items():
             urls.add_row(name, url)
-        return Group(processes, models if self.models else "No model is in service.", urls)
+        warnings = [f"Warning: {escape(each)}" for each in self.warnings]
+        return Group(processes, models if self.models else "No model is in service.", urls, *warnings)
 
 
 def up(settings: Settings, console: Console) -> None:
     """Start the programs that do not run yet, and return when each of them answers.
 
     Raises:
+        InvalidSettings: the node would be open to everybody.
         StackError: with what is in the way, or with the end of the log of the program that did not come up; programs
             that did come up keep running.
     """
+    settings.refuse_exposed()
     supervisor = Supervisor(socket_path(settings.run_dir))
     with _alone(settings.state_dir):
         if supervisor.answers():
@@ -113,6 +118,7 @@ def status(settings: Settings) -> Status:
     """What runs now; asks supervisord and reads the node's file, and starts or changes nothing."""
     supervisor = Supervisor(socket_path(settings.run_dir))
     running = supervisor.programs() if supervisor.answers() else {}
+    node = _node(settings.actual_file)
     return Status(
         urls={
             "http": settings.http_url,
@@ -124,7 +130,8 @@ def status(settings: Settings) -> Status:
         processes=[
             running.get(program.name, Supervised(program.name, "STOPPED", None, None)) for program in programs(settings)
         ],
-        models=_models(settings.actual_file),
+        models=_models(node) if node else [],
+        warnings=list(node.warnings) if node else [],
     )
 
 
@@ -247,11 +254,14 @@ def _shut_down(supervisor: Supervisor, settings: Settings) -> None:
         process.wait(timeout=sum(program.stop_within_seconds for program in programs(settings)) + 5)
 
 
-def _models(actual_file: Path) -> list[ModelStatus]:
-    """The versions that a running node has loaded, from the file that it keeps."""
+def _node(actual_file: Path) -> Actual | None:
+    """What a running node says of itself, from the file that it keeps."""
     actual = read_actual(actual_file)
-    if actual is None or not psutil.pid_exists(actual.pid):
-        return []
+    return actual if actual is not None and psutil.pid_exists(actual.pid) else None
+
+
+def _models(actual: Actual) -> list[ModelStatus]:
+    """The versions that a node has loaded."""
     return [
         ModelStatus(endpoint.model, one.version, one.digest, one.weight, one.state)
         for endpoint in actual.endpoints

@@ -39,6 +39,16 @@ class Admin:
         dump = await self._dump("dynamic_route_configs")
         return next((str(config["version_info"]) for config in dump), "")
 
+    async def active_secret(self) -> str:
+        """Version of the certificate in force; empty before the first."""
+        dump = await self._dump("dynamic_active_secrets")
+        return next((str(config["version_info"]) for config in dump), "")
+
+    async def active_filter(self, name: str) -> str:
+        """Version in force of a filter that is a file of its own; empty before the first."""
+        dump = await self._dump("ecds_filters")
+        return next((str(one["version_info"]) for one in dump if one["ecds_filter"]["name"] == name), "")
+
     async def gauge(self, name: str) -> int:
         """The value of one statistic, 0 where it does not exist."""
         async with self._client.get("/stats", params={"format": "json", "filter": f"^{name}$"}) as response:

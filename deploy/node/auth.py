@@ -13,19 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy.errors import EdgeFileInvalid
 from deploy.node.envoy import Config, typed, watched, watched_file
-from deploy.node.private_files import read_private, read_text
+from deploy.node.user_files import read_private, read_text
+from deploy.scopes import SCOPES, Scope
 from handlers.errors import shown
 from model_store.files import write_atomically
-
-Scope = Literal["infer", "explain", "feedback"]
-SCOPES: tuple[Scope, ...] = ("infer", "explain", "feedback")
 
 LUA_FILTER, TOKEN_FILTER, _MARK_FILTER = "shipway.auth", "shipway.tokens", "shipway.passed"
 _LUA, _JWT = "http.lua.v3.Lua", "http.jwt_authn.v3.JwtAuthentication"

@@ -45,9 +45,8 @@ def watch_app(view: NodeView, metrics: Callable[[], Awaitable[bytes]]) -> web.Ap
 
     async def readyz(_: web.Request) -> web.Response:
         actual = view.actual()
-        return web.Response(
-            text="ready\n" if actual.ready else actual.reason + "\n", status=200 if actual.ready else 503
-        )
+        lines = ["ready" if actual.ready else actual.reason, *(f"warning: {each}" for each in actual.warnings)]
+        return web.Response(text="\n".join(lines) + "\n", status=200 if actual.ready else 503)
 
     async def scrape(_: web.Request) -> web.Response:
         return web.Response(body=await metrics(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})

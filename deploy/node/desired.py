@@ -84,6 +84,8 @@ class Actual(_Frozen):
     ready: bool
     reason: str = ""
     """Why the node is not ready, in words."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong, in words, though the node goes on as before."""
     endpoints: tuple[ActualEndpoint, ...] = ()
 
 

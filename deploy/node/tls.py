@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from deploy.errors import EdgeFileInvalid
 from deploy.node.envoy import Config, watched, watched_file
-from deploy.node.private_files import read_private, read_text
+from deploy.node.user_files import read_private, read_text
 from model_store.files import write_atomically
 
 _NAME = "server"
@@ -27,7 +27,7 @@ _DAYS = 30
 
 
 def pair(certificate: Path, key: Path) -> Config:
-    """The file of the certificate with its chain, and of the key. Raises EdgeFileInvalid where no client could use it."""
+    """The file of the certificate with its chain, and of the key. Raises EdgeFileInvalid if no client could use it."""
     chain_pem, key_pem = read_text(certificate), read_private(key)
     leaf = _leaf(certificate, chain_pem)
     try:

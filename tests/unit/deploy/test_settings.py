@@ -51,7 +51,12 @@ def test_unknown_variable_is_refused_with_the_allowed_ones(monkeypatch: pytest.M
         ("http_port", "70000", "SHIPWAY_HTTP_PORT=70000: Input should be less than or equal to 65535"),
         ("http_port", "9090", "each port must be used once; found SHIPWAY_HTTP_PORT=9090"),
         ("host", "example.org", "SHIPWAY_HOST=example.org: 'example.org' does not appear to be an IPv4"),
-        ("host", "0.0.0.0", "SHIPWAY_HOST=0.0.0.0 would offer plain HTTP without authentication"),
+        (
+            "tls_key",
+            "key.pem",
+            "SHIPWAY_TLS_CERTIFICATE, SHIPWAY_TLS_KEY go together; missing: SHIPWAY_TLS_CERTIFICATE",
+        ),
+        ("jwt_issuer", "me", "go together; missing: SHIPWAY_JWT_JWKS, SHIPWAY_JWT_AUDIENCE"),
         ("drain_seconds", "-1", "SHIPWAY_DRAIN_SECONDS=-1: Input should be greater than or equal to 0"),
     ],
 )
@@ -76,11 +81,59 @@ def test_bad_value_is_one_problem_in_words(
     ],
 )
 def test_urls_are_those_that_clients_here_can_use(host: str, url: str) -> None:
-    assert Settings(host=host, insecure=True).http_url == url
+    assert Settings(host=host).http_url == url
+
+
+def test_url_says_whether_the_node_speaks_tls() -> None:
+    assert Settings(tls_certificate=Path("a"), tls_key=Path("b")).http_url == "https://127.0.0.1:8080"
+
+
+TLS = {"tls_certificate": Path("a"), "tls_key": Path("b")}
+KEYS = {"api_keys": Path("c")}
+TOKENS = {"jwt_jwks": Path("d"), "jwt_issuer": "e", "jwt_audience": "f"}
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "lacking"),
+    [
+        ("127.0.0.1", {}, ""),
+        ("::1", {}, ""),
+        ("0.0.0.0", {}, "TLS (SHIPWAY_TLS_CERTIFICATE, SHIPWAY_TLS_KEY) and authentication (SHIPWAY_API_KEYS"),
+        ("10.1.2.3", TLS, "without authentication (SHIPWAY_API_KEYS"),
+        ("::", KEYS | TOKENS, "without TLS (SHIPWAY_TLS_CERTIFICATE, SHIPWAY_TLS_KEY);"),
+        ("0.0.0.0", TLS | KEYS, ""),
+        ("0.0.0.0", TLS | TOKENS, ""),
+        ("0.0.0.0", {"insecure": True}, ""),
+    ],
+)
+def test_beyond_loopback_only_with_tls_and_authentication_or_when_told(
+    host: str, given: dict[str, object], lacking: str
+) -> None:
+    settings = Settings.model_validate({"host": host, **given})
+    if not lacking:
+        settings.refuse_exposed()
+        return
+    with pytest.raises(InvalidSettings) as caught:
+        settings.refuse_exposed()
+    assert lacking in str(caught.value)
+    assert "--insecure" in str(caught.value)
+
+
+def test_metrics_stay_on_loopback_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIPWAY_HOST", "0.0.0.0")
+    assert read_settings().metrics_host == "127.0.0.1"
+    monkeypatch.setenv("SHIPWAY_METRICS_HOST", "10.1.2.3")
+    assert read_settings().metrics_url == "http://10.1.2.3:8082"
+
+
+def test_empty_variable_leaves_off_what_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIPWAY_API_KEYS", "")
+    assert not read_settings().authenticates
 
 
 def test_a_child_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    parent = Settings(state_dir=tmp_path, http_port=1234, insecure=True, drain_seconds=1.5)
+    parent = Settings(state_dir=tmp_path, http_port=1234, insecure=True, drain_seconds=1.5, api_keys=tmp_path / "keys")
+    monkeypatch.setenv("SHIPWAY_JWT_ISSUER", "of the shell, and not the parent's")
     for name, value in parent.as_environment().items():
         monkeypatch.setenv(name, value)
     assert read_settings() == parent

@@ -1,10 +1,19 @@
-"""Reading the files of the user's that the edge depends on."""
+"""Files of the user's that a node reads again whenever they are replaced."""
 
 import os
 import stat
 from pathlib import Path
 
 from deploy.errors import EdgeFileInvalid
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced or written to; None where it is not there, or not to be seen."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it says so in words
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def read_text(path: Path) -> str:
