@@ -42,6 +42,14 @@ def load_program(directory: Path, device: str = "cpu") -> Program:
     runs in inference mode and skips the guards of the export: shapes and dtypes are for the caller to check.
     Raises ArchiveUnusable for another torch than the one tried, and for a program or weights that do not fit.
     """
+    program = read_exported(directory)
+    if torch.device(device).type != "cpu":
+        program = move_to_device_pass(program, device)
+    return _bind(program)
+
+
+def read_exported(directory: Path) -> ExportedProgram:
+    """The program itself, on the CPU, after every check of what it may hold. Raises ArchiveUnusable."""
     # The wheel's build (+cpu, +cu130) does not change the format.
     if torch.__version__.partition("+")[0] != TORCH_VERSION:
         raise ArchiveUnusable(f"programs are read with torch {TORCH_VERSION} exactly; found torch {torch.__version__}")
@@ -51,9 +59,18 @@ def load_program(directory: Path, device: str = "cpu") -> Program:
         program = _deserialize(document, tensors)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError, serde.SerializeError) as error:
         raise ArchiveUnusable(f"the program in {directory} cannot be loaded: {error}") from error
-    if torch.device(device).type != "cpu":
-        program = move_to_device_pass(program, device)
-    return _bind(program)
+    for spec in program.graph_signature.input_specs:
+        if spec.kind not in _OUR_INPUTS and spec.kind is not InputKind.USER_INPUT:
+            raise ArchiveUnusable(f"the program takes an input of kind {spec.kind.name}; allowed are tensors")
+    if changed := sorted(_changed(program)):
+        raise ArchiveUnusable(f"the program changes {listed(changed)} while it runs; it may not keep state")
+    return program
+
+
+def weights_of(program: ExportedProgram) -> list[torch.Tensor]:
+    """The program's own tensors, which torch puts before the user's inputs, in the order of the signature."""
+    own = [str(spec.target) for spec in program.graph_signature.input_specs if spec.kind in _OUR_INPUTS]
+    return [(program.state_dict if name in program.state_dict else program.constants)[name] for name in own]
 
 
 def _deserialize(document: bytes, tensors: dict[str, torch.Tensor]) -> ExportedProgram:
@@ -96,17 +113,7 @@ def _bind(program: ExportedProgram) -> Program:
 
     `ExportedProgram.module()` checks guards and rebuilds trees on every call, 260 µs that would double a prediction.
     """
-    signature = program.graph_signature
-    weights: list[torch.Tensor] = []
-    for spec in signature.input_specs:
-        if spec.kind in _OUR_INPUTS:
-            source = program.state_dict if spec.target in program.state_dict else program.constants
-            weights.append(source[str(spec.target)])
-        elif spec.kind is not InputKind.USER_INPUT:
-            raise ArchiveUnusable(f"the program takes an input of kind {spec.kind.name}; allowed are tensors")
-    if changed := sorted(_changed(program)):
-        raise ArchiveUnusable(f"the program changes {listed(changed)} while it runs; it may not keep state")
-    # torch puts a program's own tensors before the user's inputs, in the order of the signature.
+    weights = weights_of(program)
     forward = program.graph_module.forward
 
     @torch.inference_mode()
