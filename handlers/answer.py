@@ -1,13 +1,12 @@
-"""One request as TorchServe hands it over and its answer as TorchServe wants it, for every protocol.
+"""One request as a worker receives it and its answer as the edge wants it, for every protocol.
 
 The edge (Envoy) tells by a header how a request came in. An error is the item's own status, never an exception, which
 would fail the whole batch; over gRPC it stands in headers that the edge turns into gRPC's trailers.
 """
 
 import time
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 import orjson
@@ -24,7 +23,7 @@ HTTP, GRPC, ROWS = "oip_http", "oip_grpc", "predictions"
 
 # Set by the edge on requests; a client's own are removed there.
 CALL_HEADER = "x-shipway-call"
-"""Protocol, time of arrival (seconds since 1970), content type: in one header, as each costs three processes time."""
+"""Protocol and time of arrival, in seconds since 1970: in one header, as each costs two processes time."""
 REPLAY_HEADER = "x-shipway-replay"
 # Set by the handler on answers; removed by the edge.
 GRPC_STATUS_HEADER = "x-shipway-grpc-status"
@@ -41,35 +40,44 @@ _STATUS: dict[type[HandlerError], tuple[int, int]] = {
 }
 
 
+@dataclass(slots=True)
+class Answer:
+    """What goes back: headers beside the content type only where there are any."""
+
+    body: bytes
+    content_type: str = "application/json"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(slots=True)  # not frozen: that makes it three times as slow to make, for every request
 class Call:
-    """One item of a batch."""
+    """One item of a batch, and its answer once it has one."""
 
-    index: int
     protocol: str
     arrived_at: float | None
     """When the request reached the edge, in seconds since 1970; None where the edge did not say."""
     content_type: str
     body: memoryview
-    headers: dict[str, Any]
+    headers: Mapping[str, str]
+    answer: Answer | None = None
 
     @classmethod
-    def read(cls, index: int, data: dict[str, Any], context: Any) -> "Call":
-        headers = context.get_all_request_header(index)
-        protocol, _, rest = headers.get(CALL_HEADER, ROWS).partition(" ")
-        arrived, _, content_type = rest.partition(" ")
-        body = memoryview(data.get("body", b""))
-        return cls(index, protocol, float(arrived) if arrived else None, content_type, body, headers)
+    def read(cls, headers: Mapping[str, str], body: bytes | bytearray | memoryview) -> "Call":
+        """`headers` by lower-case names."""
+        protocol, _, arrived = headers.get(CALL_HEADER, ROWS).partition(" ")
+        content_type = headers.get("content-type", "")
+        return cls(protocol, float(arrived) if arrived else None, content_type, memoryview(body), headers)
 
     def check_content_type(self, allowed: tuple[str, ...]) -> None:
         """Raises UnsupportedContentType, and UnsupportedEncoding for a compressed body."""
         found = self.content_type.partition(";")[0].strip().lower()
-        if found not in ("", "-") and found not in allowed:
+        if found and found not in allowed:
             raise UnsupportedContentType(found, allowed)
-        for field in ("content-encoding", "grpc-encoding"):
-            encoding = self.headers.get(field, "identity")
+        for name in ("content-encoding", "grpc-encoding"):
+            encoding = self.headers.get(name, "identity")
             if encoding != "identity":
-                raise UnsupportedEncoding(field, encoding)
+                raise UnsupportedEncoding(name, encoding)
 
     @property
     def replay(self) -> bool:
@@ -81,24 +89,13 @@ class Call:
         return None if self.arrived_at is None else time.time() - self.arrived_at
 
 
-def succeed(context: Any, index: int, body: bytes, content_type: str, headers: dict[str, str]) -> bytes:
-    context.set_response_header(index, "content-type", content_type)
-    for name, value in headers.items():
-        context.set_response_header(index, name, value)
-    return body
-
-
-def fail(context: Any, call: Call, error: HandlerError) -> bytes:
+def fail(call: Call, error: HandlerError) -> Answer:
     """The answer of one item that got no prediction."""
     http_status, grpc_status = _STATUS.get(type(error), (400, 3) if isinstance(error, RequestRefused) else (500, 13))
     if call.protocol == GRPC:
-        context.set_response_header(call.index, "content-type", "application/x-protobuf")
-        context.set_response_header(call.index, GRPC_STATUS_HEADER, str(grpc_status))
-        context.set_response_header(call.index, GRPC_MESSAGE_HEADER, grpc_message(str(error)))
-        return b""
-    context.set_response_status(http_status, HTTPStatus(http_status).phrase, call.index)
-    context.set_response_header(call.index, "content-type", "application/json")
-    return orjson.dumps({"error": str(error)})
+        headers = {GRPC_STATUS_HEADER: str(grpc_status), GRPC_MESSAGE_HEADER: grpc_message(str(error))}
+        return Answer(b"", "application/x-protobuf", headers=headers)
+    return Answer(orjson.dumps({"error": str(error)}), status=http_status)
 
 
 def grpc_message(text: str) -> str:

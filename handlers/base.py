@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from handlers import worker_io
-from handlers.answer import GRPC, HTTP, ROWS, Call, fail, succeed
+from handlers import server
+from handlers.answer import GRPC, HTTP, ROWS, Answer, Call, fail
 from handlers.errors import InvalidRequest, PredictionFailed, RequestRefused, listed, shown
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
 from handlers.program import Program, load_program
@@ -44,7 +45,7 @@ class Item:
     """Whether plain JSON came as one object, so that one object goes back."""
 
 
-_NO_CALL = Call(0, HTTP, None, "", memoryview(b""), {})
+_NO_CALL = Call(HTTP, None, "", memoryview(b""), {})
 
 
 class BaseHandler(ABC):
@@ -63,7 +64,9 @@ class BaseHandler(ABC):
         self._metrics = WorkerMetrics(metrics_directory, slot, self.model, self.version)
         counters = counters_directory(metrics_directory, self.model, self.version, profile_json)
         self._drift = DriftCounter(counters, slot, Profile.from_json(profile_json))
-        worker_io.install()
+        batch_size = int(context.system_properties["batch_size"])
+        timeout = float(context.model_yaml_config["responseTimeout"])
+        server.install(self.answer, self.model, self.version, batch_size, timeout)
 
     def open(self, directory: Path, model: str, version: str) -> None:
         """Read an unpacked archive. After this `predict` works, with no TorchServe around it."""
@@ -80,20 +83,31 @@ class BaseHandler(ABC):
         return self.outputs(outputs)
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch: one body an item, its status and headers in `context`."""
-        answers: list[bytes] = [b""] * len(data)
+        """TorchServe's own way to ask: one body an item, its status and headers in `context`."""
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
+        calls = [Call.read(read, entry.get("body", b"")) for read, entry in zip(headers, data, strict=True)]
+        answers = self.answer(calls)
+        for index, answer in enumerate(answers):
+            context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
+            for name, value in {"content-type": answer.content_type, **answer.headers}.items():
+                context.set_response_header(index, name, value)
+        return [answer.body for answer in answers]
+
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
+        """Answer a batch, each call by itself: this is the main path."""
         items: list[Item] = []
-        for index, entry in enumerate(data):
-            call = Call.read(index, entry, context)
+        for call in calls:
             try:
                 items.append(self._decode(call))
             except RequestRefused as error:
-                self._refuse(call, error, context, answers)
-        items, inputs = self._check(items, context, answers)
+                self._refuse(call, error)
+            except Exception as error:  # noqa: BLE001 - a fault in a handler's own reading costs its neighbours nothing
+                self._failed(call, error)
+        items, inputs = self._check(items)
         if items:
-            self._predict(items, inputs, context, answers)
-        self._metrics.batch(len(data))
-        return answers
+            self._predict(items, inputs)
+        self._metrics.batch(len(calls))
+        return [call.answer for call in calls if call.answer is not None]
 
     def _decode(self, call: Call) -> Item:
         if call.protocol == ROWS:
@@ -104,7 +118,7 @@ class BaseHandler(ABC):
         data, rows = self.read(request)
         return Item(call, request, data, rows)
 
-    def _check(self, items: list[Item], context: Any, answers: list[bytes]) -> tuple[list[Item], list[Array]]:
+    def _check(self, items: list[Item]) -> tuple[list[Item], list[Array]]:
         """The right items and their inputs: checked all at once, as numpy costs by the call; alone if one is wrong."""
         with suppress(RequestRefused):
             return items, self.check(items) if items else []
@@ -114,35 +128,37 @@ class BaseHandler(ABC):
                 self.check([item])
                 right.append(item)
             except RequestRefused as error:
-                self._refuse(item.call, error, context, answers)
+                self._refuse(item.call, error)
         return right, self.check(right) if right else []
 
-    def _refuse(self, call: Call, error: RequestRefused, context: Any, answers: list[bytes]) -> None:
-        answers[call.index] = fail(context, call, error)
+    def _refuse(self, call: Call, error: RequestRefused) -> None:
+        call.answer = fail(call, error)
         self._answered(call, "refused")
 
-    def _predict(self, items: list[Item], inputs: list[Array], context: Any, answers: list[bytes]) -> None:
+    def _predict(self, items: list[Item], inputs: list[Array]) -> None:
         try:
             outputs = self.run(inputs)
         except Exception as error:  # noqa: BLE001 - it is the model's, and every item still gets an answer
-            self._after_failure(items, error, context, answers)
+            self._after_failure(items, error)
             return
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
-            answers[item.call.index] = self._encode(item, [output[start:end] for output in outputs], context)
+            item.call.answer = self._encode(item, [output[start:end] for output in outputs])
         self._count(items, inputs, outputs)
         for item in items:
             self._answered(item.call, "ok")
 
-    def _after_failure(self, items: list[Item], error: Exception, context: Any, answers: list[bytes]) -> None:
+    def _after_failure(self, items: list[Item], error: Exception) -> None:
         """The model raised: on one item that is its answer, of several each is asked once by itself."""
         if len(items) > 1:
             for item in items:
-                self._predict([item], self.check([item]), context, answers)
+                self._predict([item], self.check([item]))
             return
+        self._failed(items[0].call, error)
+
+    def _failed(self, call: Call, error: Exception) -> None:
         logger.error("the model failed on one request", exc_info=error)
-        call = items[0].call
-        answers[call.index] = fail(context, call, PredictionFailed(error))
+        call.answer = fail(call, PredictionFailed(error))
         self._answered(call, "failed")
 
     def execute(self, inputs: list[Array]) -> list[Array]:
@@ -154,18 +170,17 @@ class BaseHandler(ABC):
             raise ValueError(f"the program was given {rows} rows and gave an output of shape {wrong[0]}")
         return outputs
 
-    def _encode(self, item: Item, outputs: list[Array], context: Any) -> bytes:
+    def _encode(self, item: Item, outputs: list[Array]) -> Answer:
         call, request = item.call, item.request
         if call.protocol not in (GRPC, HTTP):
-            return succeed(context, call.index, self.encode_plain(outputs, item), "application/json", {})
+            return Answer(self.encode_plain(outputs, item))
         tensors = self.outputs(outputs)
         if request.requested:
             tensors = [tensor for tensor in tensors if tensor.name in request.requested]
         if call.protocol == GRPC:
-            body = oip_grpc.encode(self.model, self.version, request, tensors)
-            return succeed(context, call.index, body, oip_grpc.CONTENT_TYPE, {})
+            return Answer(oip_grpc.encode(self.model, self.version, request, tensors), oip_grpc.CONTENT_TYPE)
         body, headers = oip_json.encode(self.model, self.version, request, tensors)
-        return succeed(context, call.index, body, oip_json.content_type(headers), headers)
+        return Answer(body, oip_json.content_type(headers), headers=headers)
 
     def _check_names(self, request: InferRequest) -> None:
         """What the message itself names must be this version: it may name it where the edge did not look."""

@@ -6,7 +6,7 @@ every request answered: a cluster exists before a route names it and goes after 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -64,7 +64,7 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
         "dynamic_resources": {"cds_config": watched(layout.clusters_file)},
         "static_resources": {
             "listeners": [_listener(edge, layout)],
-            "clusters": [_cluster(CONTROL_CLUSTER, layout.control_socket, max_requests=64)],
+            "clusters": [_cluster(CONTROL_CLUSTER, [layout.control_socket], max_requests=64)],
         },
     }
 
@@ -73,19 +73,15 @@ def cluster_name(model: str, version: int) -> str:
     return f"{model}/{version}"
 
 
-def clusters(versions: Iterable[tuple[str, int]], layout: Layout) -> Config:
-    """The file of clusters: one for each version that TorchServe has ready."""
+def clusters(versions: Iterable[tuple[tuple[str, int], Sequence[Path], int]]) -> Config:
+    """The file of clusters: for each version that is ready its key, its workers' sockets, and how many may wait."""
     return watched_file(
         [
             {
                 "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-                **_cluster(
-                    cluster_name(model, version),
-                    layout.inference_socket,
-                    max_requests=4096,
-                ),
+                **_cluster(cluster_name(*key), workers, queue_size),
             }
-            for model, version in versions
+            for key, workers, queue_size in versions
         ]
     )
 
@@ -103,16 +99,17 @@ def watched(path: Path) -> Config:
     return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
 
 
-def _cluster(name: str, socket: Path, max_requests: int) -> Config:
-    """HTTP/1.1 over a unix socket."""
-    address = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
+def _cluster(name: str, sockets: Sequence[Path], max_requests: int) -> Config:
+    """HTTP/1.1 over unix sockets; the one with the fewest open requests is asked."""
+    addresses = [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}} for socket in sockets]
     limits = {"max_connections": max_requests, "max_pending_requests": max_requests, "max_requests": max_requests}
     return {
         "name": name,
         "type": "STATIC",
+        "lb_policy": "LEAST_REQUEST",
         "connect_timeout": "1s",
         "circuit_breakers": {"thresholds": [{**limits, "max_retries": max_requests}]},
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [address]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": addresses}]},
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -193,7 +190,8 @@ def _local_replies(edge: Edge) -> Config:
     cases: list[tuple[Config, int, str]] = [
         (too_large, 8, body),
         (_flags("UT"), 4, f"no answer within {edge.timeout_seconds:g} s, the node's limit for one request"),
-        (_flags("UF", "UC", "UH", "UO", "URX"), 14, "the model's workers cannot be reached; try again"),
+        (_flags("UO"), 14, "too many requests wait for this model; try again later"),
+        (_flags("UF", "UC", "UH", "URX"), 14, "the model's worker ended while it had this request; try again"),
     ]
     mappers = []
     for condition, grpc_status, words in cases:

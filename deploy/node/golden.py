@@ -1,16 +1,20 @@
 """The golden set: inputs stored with the version, and the outputs that this version gave when it was registered."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
+import aiohttp
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from deploy.errors import GoldenFailed
-from deploy.node.torchserve import Management
 from handlers.answer import CALL_HEADER, HTTP, REPLAY_HEADER
+
+_ANSWER_WITHIN_SECONDS = 120.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +44,27 @@ class GoldenSet:
             raise GoldenFailed(f"golden.json cannot be read: {error!r}") from error
 
 
-async def replay(management: Management, model: str, version: int, golden: GoldenSet, workers: int) -> None:
-    """Ask the loaded version for its golden outputs, often enough that every worker has warmed up.
+async def replay(workers: Sequence[Path], golden: GoldenSet) -> None:
+    """Ask each worker, at its socket, for the golden outputs, and once more, so that it has warmed up.
 
     Raises GoldenFailed naming the output, the row, what was expected and what this hardware gave.
     """
+    for _ in range(2):
+        for status, answer in await asyncio.gather(*(_ask(worker, golden.request) for worker in workers)):
+            _compare(golden, status, answer)
+
+
+async def _ask(worker: Path, request: bytes) -> tuple[int, bytes]:
     headers = {CALL_HEADER: HTTP, REPLAY_HEADER: "1"}
-    asking = (management.predict(model, version, golden.request, headers) for _ in range(2 * workers))
-    for status, answer in await asyncio.gather(*asking):
-        _compare(golden, status, answer)
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_WITHIN_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(worker)), timeout=timeout) as client,
+            client.post("http://worker/", data=request, headers=headers) as response,
+        ):
+            return response.status, await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise GoldenFailed(f"a worker does not answer: {str(error) or type(error).__name__}") from error
 
 
 def _compare(golden: GoldenSet, status: int, answer: bytes) -> None:

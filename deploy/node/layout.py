@@ -29,11 +29,22 @@ class Layout:
 
     @property
     def inference_socket(self) -> Path:
+        """TorchServe's own way to ask for predictions, which it insists on; nobody uses it."""
         return self.root / "infer.sock"
 
     @property
     def management_socket(self) -> Path:
         return self.root / "manage.sock"
+
+    @property
+    def places_socket(self) -> Path:
+        """Where workers ask for their listening sockets."""
+        return self.root / "places.sock"
+
+    @property
+    def workers(self) -> Path:
+        """Where workers listen."""
+        return self.root / "w"
 
     @property
     def store(self) -> Path:
@@ -75,7 +86,7 @@ def make_layout(run_dir: Path) -> Layout:
     _lock(run_dir / "node.lock")
     layout = Layout(run_dir / "node")
     shutil.rmtree(layout.root, ignore_errors=True)
-    for directory in (layout.root, layout.store, layout.torchserve, layout.counters, layout.envoy):
+    for directory in (layout.root, layout.workers, layout.store, layout.torchserve, layout.counters, layout.envoy):
         directory.mkdir(mode=0o700)
     return layout
 

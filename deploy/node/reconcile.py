@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
+import yaml
 
 from deploy.errors import LoadFailed, NodeError
 from deploy.node import envoy, golden
 from deploy.node.admin import Admin
 from deploy.node.desired import Actual, ActualEndpoint, ActualVersion, Desired, DesiredEndpoint, DesiredVersion, State
 from deploy.node.layout import Layout
+from deploy.node.places import Places
 from deploy.node.routes import routes
 from deploy.node.torchserve import Management
 from model_store import signing
@@ -42,6 +44,10 @@ class Loaded:
     state: State = "LOADING"
     reason: str = ""
     registered: bool = False
+    workers: tuple[Path, ...] = ()
+    """Where its workers listen."""
+    queue_size: int = 0
+    """Requests that may wait for them."""
     metadata: bytes = b""
     profile: Profile | None = None
     profile_json: bytes = b""
@@ -63,6 +69,7 @@ class Reconciler:
     layout: Layout
     edge: envoy.Edge
     management: Management
+    places: Places
     admin: Admin
     archives_dir: Path
     trust_dir: Path
@@ -151,10 +158,13 @@ class Reconciler:
         loaded.profile_json = (directory / "profile.json").read_bytes()
         profile = Profile.from_json(loaded.profile_json)
         golden_set = golden.GoldenSet.from_json((directory / "golden.json").read_bytes())
+        plan = yaml.safe_load((directory / "model-config.yaml").read_text())
+        loaded.queue_size = int(plan["jobQueueSize"])
+        loaded.workers = self.places.open(*loaded.key, int(plan["minWorkers"]))
         await self.management.register(directory.name)
         loaded.registered = True
-        workers = await self._wait_for_workers(loaded)
-        await golden.replay(self.management, *loaded.key, golden_set, workers)
+        await self._wait_for_workers(loaded)
+        await golden.replay(loaded.workers, golden_set)
         loaded.profile = profile
 
     def _unpacked(self, loaded: Loaded) -> Path:
@@ -180,14 +190,13 @@ class Reconciler:
             copy.unlink(missing_ok=True)
             signature_path(copy).unlink(missing_ok=True)
 
-    async def _wait_for_workers(self, loaded: Loaded) -> int:
-        """The number of workers, once all of them are READY."""
+    async def _wait_for_workers(self, loaded: Loaded) -> None:
+        """Return once all of them are READY."""
         deadline = time.monotonic() + LOADED_WITHIN_SECONDS
         while time.monotonic() < deadline:
             states = await self.management.workers(*loaded.key)
-            wanted = await self.management.wanted_workers(*loaded.key)
-            if len(states) >= wanted > 0 and all(state == "READY" for state in states):
-                return len(states)
+            if len(states) >= len(loaded.workers) and all(state == "READY" for state in states):
+                return
             await asyncio.sleep(POLL_SECONDS)
         raise LoadFailed(
             f"its workers were not ready within {LOADED_WITHIN_SECONDS:g} s; what they said is in logs/workers.log"
@@ -198,6 +207,7 @@ class Reconciler:
         if loaded.registered:
             await self.management.unregister(*loaded.key)
             loaded.registered = False
+        self.places.close(*loaded.key)
         directory = self.layout.store / Path(archive_name(*loaded.key, loaded.digest)).stem
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -225,7 +235,8 @@ class Reconciler:
 
     async def _set_clusters(self, keys: set[Key]) -> None:
         names = {envoy.cluster_name(*key) for key in keys}
-        write_atomically(self.layout.clusters_file, envoy.to_json(envoy.clusters(sorted(keys), self.layout)), 0o600)
+        clusters = [(key, self.loaded[key].workers, self.loaded[key].queue_size) for key in sorted(keys)]
+        write_atomically(self.layout.clusters_file, envoy.to_json(envoy.clusters(clusters)), 0o600)
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while await self.admin.active_clusters() != names:
             if time.monotonic() > deadline:
@@ -233,7 +244,7 @@ class Reconciler:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _set_routes(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
-        config = routes(endpoints, self.edge, self.management.inference_token)
+        config = routes(endpoints, self.edge)
         write_atomically(self.layout.routes_file, envoy.to_json(config), 0o600)
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while await self.admin.active_routes() != config["version_info"]:

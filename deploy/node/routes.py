@@ -27,23 +27,22 @@ from deploy.node.envoy import (
 from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
 from handlers.protocol.messages import SERVICE
 
-# Never passed on from a client: our own headers, those that make TorchServe mix explanations into a batch, and those
-# that mean nothing behind the edge, for each costs the JVM and the worker time. On the route itself, because a virtual
-# host's removals come after a route's additions.
+# Never passed on from a client: our own headers, its credentials, and what means nothing behind the edge, for each
+# costs the worker time. On the route itself, because a virtual host's removals come after a route's additions.
 _REMOVED = (
     *(CALL_HEADER, REPLAY_HEADER, PREDICTION_ID, "x-shipway-model", "x-shipway-version", "x-shipway-digest"),
-    *("explain", "describe"),
+    *("authorization", "x-api-key"),
     *("accept", "accept-encoding", "user-agent", "x-envoy-external-address", "x-forwarded-for", "x-forwarded-proto"),
 )
 
 
-def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge, token: str) -> Config:
-    """The file of routes. Every version named here must have its cluster. `token` opens TorchServe's inference API."""
+def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
+    """The file of routes. Every version named here must have its cluster."""
     virtual_host = {
         "name": EDGE,
         "domains": ["*"],
         "routes": [
-            *(route for endpoint in endpoints for route in _endpoint_routes(endpoint, edge, token)),
+            *(route for endpoint in endpoints for route in _endpoint_routes(endpoint, edge)),
             *_control_routes(edge),
         ],
     }
@@ -58,13 +57,13 @@ def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge, token: str) -> Conf
     )
 
 
-def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge, token: str) -> list[Config]:
+def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge) -> list[Config]:
     """All ways to ask one model: three protocols, each for every version by itself and for those that share traffic."""
     model = endpoint.model
     sharing = [version for version in endpoint.versions if version.weight > 0]
     shares = list(zip(sharing, accumulate(version.weight for version in sharing), strict=True))
     return [
-        _predict(match, model, version, protocol, edge, token)
+        _predict(match, model, version, protocol, edge)
         for protocol in (HTTP, ROWS, GRPC)
         for match, version in (
             *((_match(protocol, model, version.version), version) for version in endpoint.versions),
@@ -97,24 +96,20 @@ def _match(protocol: str, model: str, version: int | None) -> Config:
     return {"path": path, "headers": headers}
 
 
-def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, edge: Edge, token: str) -> Config:
+def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, edge: Edge) -> Config:
     return {
-        "name": protocol,  # for the access log, whose path is the one at TorchServe
+        "name": protocol,  # for the access log
         "match": match,
         "route": {
             "cluster": cluster_name(model, version.version),
-            "prefix_rewrite": f"/predictions/{model}/{version.version}",
             "timeout": f"{edge.timeout_seconds}s",
-            # A prediction is pure, and TorchServe resets only what it has not begun.
+            # A prediction is pure. A worker that dies leaves its socket to the next one, who is asked once more.
             "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
         },
         # Over gRPC the edge's own mark must stay, for answers of Envoy's own are told by it.
         "request_headers_to_remove": [*_REMOVED, *([] if protocol == GRPC else [PROTOCOL_HEADER])],
         "request_headers_to_add": [
-            set_header(CALL_HEADER, f"{protocol} %START_TIME(%s.%6f)% %REQ(content-type)%"),
-            # TorchServe parses some content types itself, and the worker others; this one they leave alone.
-            set_header("content-type", "application/octet-stream"),
-            set_header("authorization", f"Bearer {token}"),
+            set_header(CALL_HEADER, f"{protocol} %START_TIME(%s.%6f)%"),
         ],
         "response_headers_to_add": [
             set_header("x-shipway-model", model),

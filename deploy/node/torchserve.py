@@ -17,6 +17,7 @@ from deploy.errors import LoadFailed
 from deploy.node import children
 from deploy.node.layout import Layout
 from handlers.metrics import METRICS_DIRECTORY
+from handlers.server import SOCKETS
 
 CONFIGURATION = "config.properties"
 LOGGING = "log4j2.xml"
@@ -59,7 +60,7 @@ def configuration(layout: Layout, ports: Ports, options: Options) -> str:
         "token_expiration_min": _TOKEN_LIFE_MINUTES,
         "metrics_mode": "prometheus",
         "disable_system_metrics": "true",
-        "number_of_netty_threads": 2,
+        "number_of_netty_threads": 1,
         "decode_input_request": "false",
         # The edge has refused larger bodies already; protobuf's frame and headers need a little more room here.
         "max_request_size": options.max_body_bytes + 4096,
@@ -111,6 +112,7 @@ async def start(layout: Layout, options: Options) -> children.Child:
     environment = {
         **os.environ,
         METRICS_DIRECTORY: str(layout.counters),
+        SOCKETS: str(layout.places_socket),
         "LOG_LOCATION": str(options.logs_dir),
         "METRICS_LOCATION": str(options.logs_dir),
         "TEMP": str(layout.torchserve),
@@ -128,29 +130,23 @@ async def start(layout: Layout, options: Options) -> children.Child:
 
 
 class Management:
-    """TorchServe's management API, and its inference API as the launcher itself uses it."""
+    """TorchServe's management API."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._management = _client(layout.management_socket)
-        self._inference = _client(layout.inference_socket)
-        self._keys: dict[str, str] = {}
+        self._key = ""
 
     async def close(self) -> None:
         await self._management.close()
-        await self._inference.close()
-
-    @property
-    def inference_token(self) -> str:
-        return self._keys["inference"]
 
     async def wait_until_up(self) -> None:
         """Return once the management API answers. The caller watches the process and the clock."""
         while True:
             try:
                 keys = json.loads((self._layout.torchserve / KEYS).read_bytes())
-                self._keys = {name: keys[name]["key"] for name in ("management", "inference")}
-                async with self._management.get("/models", headers=self._authorization("management")) as response:
+                self._key = keys["management"]["key"]
+                async with self._management.get("/models", headers=self._authorization()) as response:
                     if response.status == 200:
                         return
             except (OSError, ValueError, KeyError, aiohttp.ClientError):
@@ -158,7 +154,7 @@ class Management:
             await asyncio.sleep(0.05)
 
     async def register(self, archive: str) -> None:
-        """Register an archive of the store. It returns at once: a synchronous call would block inference."""
+        """Register an archive of the store. It returns at once: its workers are loaded meanwhile."""
         status, body = await self._call("POST", "/models", url=archive, synchronous="false")
         if status not in (200, 202):
             raise LoadFailed(f"TorchServe does not take {archive}: {status} {_message(body)}")
@@ -171,27 +167,23 @@ class Management:
         described = json.loads(body)[0]
         return [worker["status"] for worker in described["workers"]]
 
-    async def wanted_workers(self, model: str, version: int) -> int:
-        _, body = await self._call("GET", f"/models/{model}/{version}")
-        return int(json.loads(body)[0]["minWorkers"])
-
     async def unregister(self, model: str, version: int) -> None:
         """Remove a version. Its requests must have ended: TorchServe would leave them without any answer."""
         status, body = await self._call("DELETE", f"/models/{model}/{version}")
         if status not in (200, 404):
             raise LoadFailed(f"TorchServe does not remove {model} version {version}: {status} {_message(body)}")
 
-    async def predict(self, model: str, version: int, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        headers = {**headers, **self._authorization("inference"), "content-type": "application/octet-stream"}
-        path = f"/predictions/{model}/{version}"
-        return await _answer(self._inference, "POST", path, data=body, headers=headers)
-
-    def _authorization(self, key: str) -> dict[str, str]:
-        return {"authorization": f"Bearer {self._keys[key]}"}
+    def _authorization(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._key}"}
 
     async def _call(self, method: str, path: str, **query: str) -> tuple[int, bytes]:
-        headers = self._authorization("management")
-        return await _answer(self._management, method, path, params=query, headers=headers)
+        """Status and body. Raises LoadFailed where there is no answer: one version's trouble, not the node's."""
+        try:
+            async with self._management.request(method, path, params=query, headers=self._authorization()) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            words = str(error) or type(error).__name__
+            raise LoadFailed(f"TorchServe does not answer {method} {path}: {words}") from error
 
 
 async def metrics(layout: Layout) -> str:
@@ -220,16 +212,6 @@ def _client(path: Path) -> aiohttp.ClientSession:
     # Below the edge's own limit nothing may hang for ever, but loading may take long.
     timeout = aiohttp.ClientTimeout(total=120)
     return aiohttp.ClientSession("http://torchserve", connector=aiohttp.UnixConnector(str(path)), timeout=timeout)
-
-
-async def _answer(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> tuple[int, bytes]:
-    """Status and body. Raises LoadFailed where there is no answer: that is one version's trouble, not the node's."""
-    try:
-        async with client.request(method, path, **options) as response:
-            return response.status, await response.read()
-    except (aiohttp.ClientError, TimeoutError) as error:
-        words = str(error) or type(error).__name__
-        raise LoadFailed(f"TorchServe does not answer {method} {path}: {words}") from error
 
 
 def _message(body: bytes) -> str:

@@ -81,7 +81,9 @@ def profile() -> Profile:
 def loading_context(directory: Path) -> Any:
     """TorchServe's own context, as it is while a worker loads an archive."""
     manifest = {"model": {"modelName": MODEL, "modelVersion": VERSION}}
-    return Context(MODEL, str(directory), manifest, 1, None, "0.12.0")
+    context = Context(MODEL, str(directory), manifest, 1, None, "0.12.0")
+    context.model_yaml_config = {"responseTimeout": 60}
+    return context
 
 
 def serving_context(*headers: dict[str, str]) -> Any:
@@ -104,7 +106,7 @@ class Request:
     ) -> None:
         self.protocol = protocol
         self.body = body
-        self.headers = {CALL_HEADER: f"{protocol} {arrived} {content_type}", **(headers or {})}
+        self.headers = {CALL_HEADER: f"{protocol} {arrived}", "content-type": content_type, **(headers or {})}
 
 
 class Answer:

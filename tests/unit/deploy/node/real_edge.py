@@ -3,11 +3,12 @@
 import http.client
 import json
 import socketserver
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -20,7 +21,6 @@ from deploy.node.envoy import Config, Edge, bootstrap, clusters, to_json
 from deploy.node.layout import Layout
 from deploy.node.routes import routes
 
-TOKEN = "secret-token"
 STARTED_WITHIN_SECONDS = 20.0
 
 
@@ -42,7 +42,7 @@ class RealEdge:
     edge: Edge
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
-        connection = http.client.HTTPConnection(self.edge.host, self.edge.port, timeout=10)
+        connection = connect(self.edge)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
@@ -51,18 +51,35 @@ class RealEdge:
             connection.close()
 
 
+def connect(edge: Edge) -> http.client.HTTPConnection:
+    """A connection to the edge; over TLS, where it speaks that, to whoever answers."""
+    if edge.guard.transport_socket is None:
+        return http.client.HTTPConnection(edge.host, edge.port, timeout=10)
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(edge.host, edge.port, timeout=10, context=anybody)
+
+
 def configure(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) -> Path:
     """Write all three files; returns the bootstrap's path."""
-    keys = [(endpoint.model, version.version) for endpoint in endpoints for version in endpoint.versions]
+    versions = [((key, [worker_socket(layout, key[1])], 100)) for key in _keys(endpoints)]
     path = layout.envoy / "bootstrap.json"
     files: dict[Path, Config] = {
         path: bootstrap(edge, layout),
-        layout.clusters_file: clusters(keys, layout),
-        layout.routes_file: routes(endpoints, edge, TOKEN),
+        layout.clusters_file: clusters(versions),
+        layout.routes_file: routes(endpoints, edge),
     }
     for file, config in files.items():
         file.write_bytes(to_json(config))
     return path
+
+
+def worker_socket(layout: Layout, version: int) -> Path:
+    return layout.workers / str(version)
+
+
+def _keys(endpoints: Sequence[DesiredEndpoint]) -> list[tuple[str, int]]:
+    return [(endpoint.model, version.version) for endpoint in endpoints for version in endpoint.versions]
 
 
 @contextmanager
@@ -72,11 +89,13 @@ def real_edge(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) 
     # The log is flushed soon, for a test to read.
     command += ["--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50"]
     with (
-        _echo(layout.inference_socket, "inference"),
+        ExitStack() as workers,
         _echo(layout.control_socket, "control"),
         (layout.envoy / "log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log) as envoy,
     ):
+        for model, version in _keys(endpoints):
+            workers.enter_context(_echo(worker_socket(layout, version), f"{model}/{version}"))
         try:
             _wait_for(layout, edge, envoy)
             yield RealEdge(layout, edge)
@@ -88,7 +107,7 @@ def _wait_for(layout: Layout, edge: Edge, envoy: subprocess.Popen[bytes]) -> Non
     deadline = time.monotonic() + STARTED_WITHIN_SECONDS
     while True:
         try:
-            connection = http.client.HTTPConnection(edge.host, edge.port, timeout=5)
+            connection = connect(edge)
             connection.request("GET", "/v2/health/live")
             if connection.getresponse().status == 200:
                 return

@@ -38,7 +38,7 @@ def reconciler(layout: Layout, edge: Edge, endpoint: DesiredEndpoint, published:
     """All three versions are loaded and routed."""
     nobody: Any = None
     workers: Any = Workers()
-    found = Reconciler(layout, edge, workers, nobody, Path(), Path(), 1.0, lambda: published.append("now"))
+    found = Reconciler(layout, edge, workers, nobody, nobody, Path(), Path(), 1.0, lambda: published.append("now"))
     profile = Profile(rows=0, features=())
     for version in (1, 2, 3):
         loaded = Loaded("flights", version, DIGESTS[version], "READY", registered=True, profile=profile)
@@ -111,12 +111,9 @@ def test_version_that_is_loaded_from_another_archive_says_so(reconciler: Reconci
 def test_torchserve_that_is_not_there_is_told_in_words(layout: Layout) -> None:
     async def ask() -> None:
         management = Management(layout)
-        management._keys = {"management": "key", "inference": "key"}
         try:
             with pytest.raises(LoadFailed, match="TorchServe does not answer GET /models/flights/1: Cannot connect"):
                 await management.workers("flights", 1)
-            with pytest.raises(LoadFailed, match="TorchServe does not answer POST /predictions/flights/1: Cannot"):
-                await management.predict("flights", 1, b"{}", {})
         finally:
             await management.close()
 

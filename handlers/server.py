@@ -1,0 +1,244 @@
+"""A worker's own server: the edge sends requests to it directly, and whatever waits when it is free is its next batch.
+
+TorchServe loads the worker, watches it and starts it again. Its queue is not on the way of a request, because it
+makes a lone request wait for company, at least a millisecond, and costs each request three hand-overs between threads.
+The stock worker waits for TorchServe's next command in `retrieve_msg`; here it serves clients while it waits.
+
+The listening socket is the launcher's: it outlives this worker, so that requests wait for the next one.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.answer import Answer, Call, fail
+from handlers.errors import PredictionFailed
+
+logger = logging.getLogger(__name__)
+
+SOCKETS = "SHIPWAY_SOCKETS"
+"""Where the launcher hands out listening sockets; the node sets it in TorchServe's environment."""
+
+MAX_HEAD_BYTES = 1 << 16
+_PLACE_WITHIN_SECONDS = 60.0
+_HEAD_END = b"\r\n\r\n"
+_PHRASES = {200: b"OK"}  # no other is read by anyone
+
+Answering = Callable[[Sequence[Call]], list[Answer]]
+
+
+def install(answering: Answering, model: str, version: str, batch_size: int, timeout_seconds: float) -> bool:
+    """Serve while TorchServe has nothing to say. False in a process that is no worker of a node's TorchServe.
+
+    A batch that takes longer than `timeout_seconds` ends the worker, as TorchServe would end it.
+    """
+    # The worker's routine lines are parsed by the JVM at a cost.
+    logging.getLogger().setLevel(logging.WARNING)
+    worker: Any = sys.modules["__main__"]
+    launcher = os.environ.get(SOCKETS)
+    if launcher is None or not hasattr(worker, "retrieve_msg"):
+        return False
+    server = Server(take_place(launcher, model, version), answering, batch_size, timeout_seconds)
+    stock: Callable[[Any], Any] = worker.retrieve_msg
+
+    def retrieve(connection: socket.socket) -> Any:
+        server.serve_until_readable(connection)
+        return stock(connection)
+
+    worker.retrieve_msg = retrieve
+    return True
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of the places that a version has for workers."""
+
+    listener: socket.socket
+    lease: socket.socket
+    """Open as long as the worker lives, whatever ends it: then the launcher gives its place to the next."""
+
+
+def take_place(launcher: str, model: str, version: str) -> Place:
+    """The next free place. OSError if none becomes free, or the launcher knows no such version."""
+    lease = socket.socket(socket.AF_UNIX)
+    lease.settimeout(_PLACE_WITHIN_SECONDS)
+    lease.connect(launcher)
+    lease.sendall(f"{model}/{version}\n".encode())
+    _, descriptors, _, _ = socket.recv_fds(lease, 1, 1)
+    if not descriptors:
+        lease.close()
+        raise OSError(f"the launcher has no place for a worker of {model} version {version}")
+    listener = socket.socket(fileno=descriptors[0])
+    listener.settimeout(0)
+    return Place(listener, lease)
+
+
+class Server:
+    """HTTP/1.1 on one thread for one peer, the edge, which has checked and re-serialised every request."""
+
+    def __init__(self, place: Place, answering: Answering, batch_size: int, timeout_seconds: float) -> None:
+        self._place = place
+        self._listener = place.listener
+        self._answering = answering
+        self._batch_size = batch_size
+        self._timeout_seconds = timeout_seconds
+        self._poll = select.epoll()
+        self._poll.register(place.listener, select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}
+        self._waiting: deque[tuple[_Connection, Call]] = deque()
+
+    def serve_until_readable(self, other: socket.socket) -> None:
+        """Answer requests until `other` has something to read, or has been closed, and nothing waits."""
+        self._poll.register(other, select.EPOLLIN)
+        try:
+            while True:
+                # Whatever has arrived meanwhile joins the next batch; nothing is waited for while there is work.
+                ready = self._poll.poll(0 if self._waiting else None)
+                told = False
+                for descriptor, events in ready:
+                    if descriptor == other.fileno():
+                        told = True
+                    elif descriptor == self._listener.fileno():
+                        self._accept()
+                    else:
+                        self._progress(self._connections[descriptor], events)
+                if self._waiting:
+                    self._answer_batch()
+                elif told:
+                    return
+        finally:
+            self._poll.unregister(other)
+
+    def close(self) -> None:
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._poll.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        """All who wait to be connected: what they have already sent belongs to the next batch."""
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            sock.settimeout(0)
+            connection = self._connections[sock.fileno()] = _Connection(sock)
+            self._poll.register(sock, select.EPOLLIN)
+            self._progress(connection, select.EPOLLIN)
+
+    def _progress(self, connection: "_Connection", events: int) -> None:
+        try:
+            if events & select.EPOLLOUT:
+                if connection.flush():
+                    self._poll.modify(connection.sock, select.EPOLLIN)
+            elif call := connection.receive():
+                self._waiting.append((connection, call))
+        except BlockingIOError:
+            pass
+        except OSError:  # the edge gave up: nobody waits for an answer any more
+            self._drop(connection)
+
+    def _drop(self, connection: "_Connection") -> None:
+        if self._connections.pop(connection.sock.fileno(), None) is not None:
+            self._poll.unregister(connection.sock)
+            connection.sock.close()
+
+    def _answer_batch(self) -> None:
+        waiting = self._waiting
+        batch = [waiting.popleft() for _ in range(min(self._batch_size, len(waiting)))]
+        answers = self._answers([call for _, call in batch])
+        for (connection, _), answer in zip(batch, answers, strict=True):
+            if connection.sock.fileno() < 0:  # dropped while its request waited
+                continue
+            try:
+                if not connection.send(answer):
+                    self._poll.modify(connection.sock, select.EPOLLOUT)
+            except OSError:
+                self._drop(connection)
+
+    def _answers(self, calls: list[Call]) -> list[Answer]:
+        signal.setitimer(signal.ITIMER_REAL, self._timeout_seconds)  # its signal ends a worker that is stuck
+        try:
+            return self._answering(calls)
+        except Exception as error:
+            logger.exception("a batch of %s was not answered", len(calls))
+            return [fail(call, PredictionFailed(error)) for call in calls]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Connection:
+    """One connection of the edge: a request, its answer, the next request."""
+
+    __slots__ = ("_at", "_body", "_head", "_headers", "_unsent", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._head = b""
+        self._headers: dict[str, str] = {}
+        self._body: bytearray | None = None
+        self._at = 0
+        self._unsent = memoryview(b"")
+
+    def receive(self) -> Call | None:
+        """Read once; the request if it is whole now. OSError when the connection is closed or breaks the protocol."""
+        if self._body is not None:
+            return self._receive_body(self._body)
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise ConnectionResetError
+        if self._head:
+            data = self._head + data
+        end = data.find(_HEAD_END)
+        if end < 0:
+            if len(data) > MAX_HEAD_BYTES:
+                raise ConnectionAbortedError(f"a head of more than {MAX_HEAD_BYTES} bytes")
+            self._head = data
+            return None
+        self._head = b""
+        lines = data[:end].decode("latin-1").split("\r\n")
+        self._headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        start, length = end + len(_HEAD_END), int(self._headers.get("content-length", "0"))
+        if len(data) - start >= length:
+            return Call.read(self._headers, memoryview(data)[start:])
+        self._body = bytearray(length)
+        self._at = len(data) - start
+        self._body[: self._at] = memoryview(data)[start:]
+        return None
+
+    def _receive_body(self, body: bytearray) -> Call | None:
+        read = self.sock.recv_into(memoryview(body)[self._at :])
+        if not read:
+            raise ConnectionResetError
+        self._at += read
+        if self._at < len(body):
+            return None
+        self._body = None
+        return Call.read(self._headers, body)
+
+    def send(self, answer: Answer) -> bool:
+        """Send as much as fits; False where `flush` must send the rest."""
+        phrase = _PHRASES.get(answer.status, b"-")
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n" % (
+            *(answer.status, phrase, answer.content_type.encode()),
+            len(answer.body),
+        )
+        if answer.headers:
+            head += "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items()).encode("latin-1")
+        self._unsent = memoryview(b"%b\r\n%b" % (head, answer.body))
+        return self.flush()
+
+    def flush(self) -> bool:
+        try:
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        return not self._unsent
