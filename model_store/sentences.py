@@ -32,23 +32,21 @@ PAIRS = (
 )
 """Sentences that mean much the same; no two of different pairs do."""
 
+_CHICAGO = (
+    "Passengers who have to change in Chicago should ask at the desk, since the snow that fell last night has closed "
+    "two of the four runways, and most of the connections of this morning leave at least an hour late."
+)
+_SERVER = (
+    "A server that answers every request within ten milliseconds, but loses one in a thousand of them when it is "
+    "started again, is of less use to most people than one that takes twice as long and never loses any."
+)
 GOLDEN = (
     "Hello",
     "Where is gate 12?",
     *(sentence for pair in PAIRS for sentence in pair),
     "Déjà vu: naïve façade, 東京 and a straße 🚀",
-    " ".join(
-        (
-            "Passengers who have to change in Chicago should ask at the desk, since the snow that fell last night has",
-            "closed two of the four runways, and most connections of this morning leave at least an hour late.",
-        )
-    ),
-    " ".join(
-        (
-            "A server that answers every request within ten milliseconds, but loses one in a thousand of them when it",
-            "is started again, is of less use to most people than one that takes twice as long and never loses any.",
-        )
-    ),
+    _CHICAGO,
+    _SERVER,
 )
 """One word to forty; the golden set has two longer ones too, one of which is cut."""
 
