@@ -37,7 +37,7 @@ clean: ## Stop the stack; remove the state directory .shipway and the caches of 
 generate: $(INSTALLED) ## Make generated files anew: the README's tables and the descriptor of the gRPC messages
 	$(BIN)/python -m deploy.reference README.md
 	$(BIN)/python -m grpc_tools.protoc --proto_path=handlers/protocol --include_imports \
-		--descriptor_set_out=handlers/protocol/open_inference.binpb open_inference.proto
+		--descriptor_set_out=handlers/protocol/messages.binpb open_inference.proto health.proto
 
 lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml (Python 3.11)
 	./.ci/lock $(BIN)/python

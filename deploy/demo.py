@@ -23,7 +23,7 @@ from deploy import stack
 from deploy.errors import LoadFailed, NotAnswered
 from deploy.node.desired import ActualVersion, read_actual, serve
 from deploy.settings import Settings
-from handlers.protocol.messages import SERVICE, ModelInferRequest, ModelInferResponse
+from handlers.protocol.messages import DESCRIPTOR, SERVICE, ModelInferRequest, ModelInferResponse
 from model_store import flights
 from model_store.package import PackagedVersion, package
 from model_store.signing import create_key
@@ -254,7 +254,7 @@ END"""
 
 
 def _grpcurl(target: str) -> str:
-    descriptor = Path(__file__).parents[1] / "handlers" / "protocol" / "open_inference.binpb"
+    descriptor = Path(__file__).parents[1] / "handlers" / "protocol" / DESCRIPTOR
     return shlex.join(
         [
             "grpcurl",

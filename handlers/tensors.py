@@ -1,8 +1,8 @@
 """Tensors as the Open Inference Protocol names them: a name, a datatype, a shape, and values in row-major order."""
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -24,9 +24,15 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "BF16": np.dtype("<f4"),
 }
+"""In what the values of a datatype are held. numpy has no BF16; every value of it is one of FP32 as well."""
+
 DATATYPES = (*NUMPY_DTYPES, "BYTES")
 """Datatypes of the protocol that this node reads. BYTES elements are byte strings of any length."""
+
+_KNOWN = frozenset(DATATYPES)
+_BF16_BYTES = 2
 
 MAX_DIMENSIONS = 16
 """No model has so many; multiplying the sizes of a shape as long as a body would keep a worker busy for minutes."""
@@ -35,11 +41,11 @@ BYTES_LENGTH = struct.Struct("<I")
 """In raw form each BYTES element stands behind its length, four bytes, little-endian."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that makes it three times as slow to make, for every tensor of every request
 class Tensor:
     """One named tensor.
 
-    `values` is flat: a numpy array of the datatype's dtype, or for BYTES a list of `bytes` or `str`.
+    `values` is flat: a numpy array of the datatype's dtype in NUMPY_DTYPES, or for BYTES a list of `bytes` or `str`.
     A missing number (`null` in JSON) is NaN, and only floating datatypes can hold one.
     """
 
@@ -49,7 +55,7 @@ class Tensor:
     values: npt.NDArray[Any] | list[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
     """A prediction request, whatever the protocol it came by."""
 
@@ -63,24 +69,39 @@ class InferRequest:
     """Names of the outputs that the client wants; empty for all."""
     binary: frozenset[str] | None = frozenset()
     """Outputs wanted as raw bytes behind the JSON; None for all of them."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What the client gave beside the tensors, for handlers that know what to do with it: JSON's values."""
 
 
 def check_head(name: object, datatype: object, shape: object) -> tuple[str, str, tuple[int, ...]]:
     """The three fields that every tensor needs, of the right type, or InvalidRequest."""
+    if (
+        (type(name) is str and name)
+        and (type(datatype) is str and datatype in _KNOWN)
+        and (isinstance(shape, list | tuple) and 0 < len(shape) <= MAX_DIMENSIONS)
+        and set(map(type, shape)) == _INTEGERS
+        and min(shape) >= 0
+    ):
+        return name, datatype, tuple(shape)
+    raise _wrong_head(name, datatype, shape)
+
+
+_INTEGERS = {int}
+
+
+def _wrong_head(name: object, datatype: object, shape: object) -> InvalidRequest:
+    """What is wrong with it, in words."""
     if not isinstance(name, str) or not name:
-        raise InvalidRequest("inputs[].name", "every input needs a name", found=name, allowed="a non-empty string")
+        return InvalidRequest("inputs[].name", "every input needs a name", found=name, allowed="a non-empty string")
     field = f"input {shown(name)}"
     if datatype not in DATATYPES:
-        raise InvalidRequest(field, "unknown datatype", found=datatype, allowed=", ".join(DATATYPES))
+        return InvalidRequest(field, "unknown datatype", found=datatype, allowed=", ".join(DATATYPES))
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
-        raise InvalidRequest(field, "a shape is needed", found=shape, allowed="a list of non-negative integers")
+        return InvalidRequest(field, "a shape is needed", found=shape, allowed="a list of non-negative integers")
     if len(shape) > MAX_DIMENSIONS:
         found = Words(f"{len(shape)} dimensions")
-        raise InvalidRequest(field, "wrong shape", found=found, allowed=f"at most {MAX_DIMENSIONS} dimensions")
-    for size in shape:
-        if type(size) is not int or size < 0:
-            raise InvalidRequest(field, "wrong shape", found=shape, allowed="a list of non-negative integers")
-    return name, str(datatype), tuple(shape)
+        return InvalidRequest(field, "wrong shape", found=found, allowed=f"at most {MAX_DIMENSIONS} dimensions")
+    return InvalidRequest(field, "wrong shape", found=shape, allowed="a list of non-negative integers")
 
 
 def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Sequence[Any]) -> Tensor:
@@ -100,7 +121,8 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Sequen
     dtype = NUMPY_DTYPES[datatype]
     try:
         with np.errstate(over="ignore"):
-            return Tensor(name, datatype, shape, np.array(values, dtype=dtype))
+            array = np.array(values, dtype=dtype)
+        return Tensor(name, datatype, shape, _widened(_rounded(array)) if datatype == "BF16" else array)
     except OverflowError:
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         row, value = next((r, v) for r, v in enumerate(values) if not low <= v <= high)
@@ -110,12 +132,12 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Sequen
 
 
 def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> Tensor:
-    """A tensor over `raw` without copying it; BYTES elements are cut out one by one."""
+    """A tensor over `raw` without copying it; BYTES elements are cut out one by one, and BF16 becomes FP32."""
     elements = prod(shape)
     if datatype == "BYTES":
         return Tensor(name, datatype, shape, _split_bytes(name, elements, raw))
     dtype = NUMPY_DTYPES[datatype]
-    expected = elements * dtype.itemsize
+    expected = elements * (_BF16_BYTES if datatype == "BF16" else dtype.itemsize)
     if len(raw) != expected:
         raise InvalidRequest(
             f"input {shown(name)}",
@@ -123,11 +145,15 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) 
             found=Words(f"{len(raw)} bytes"),
             allowed=f"{expected} bytes",
         )
+    if datatype == "BF16":
+        return Tensor(name, datatype, shape, _widened(np.frombuffer(raw, dtype="<u2")))
     return Tensor(name, datatype, shape, np.frombuffer(raw, dtype=dtype))
 
 
 def to_raw(tensor: Tensor) -> bytes:
     """The tensor's values as the protocol sends them, little-endian and row-major."""
+    if tensor.datatype == "BF16":
+        return _rounded(np.ascontiguousarray(tensor.values, dtype=np.float32)).tobytes()
     if tensor.datatype != "BYTES":
         return np.ascontiguousarray(tensor.values, dtype=NUMPY_DTYPES[tensor.datatype]).tobytes()
     parts = []
@@ -135,6 +161,19 @@ def to_raw(tensor: Tensor) -> bytes:
         data = value.encode() if isinstance(value, str) else value
         parts += [BYTES_LENGTH.pack(len(data)), data]
     return b"".join(parts)
+
+
+def _widened(halves: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """BF16 as FP32, of which it is the upper half."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """FP32 as BF16: the nearest, of two equally near the even one; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    nearest = bits + (0x7FFF + ((bits >> 16) & 1))
+    quiet = bits | 0x400000  # a NaN that is told by its lower half alone must not become infinite
+    return (np.where(np.isnan(values), quiet, nearest) >> 16).astype("<u2")
 
 
 def _split_bytes(name: str, elements: int, raw: memoryview) -> list[bytes]:

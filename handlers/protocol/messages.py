@@ -1,4 +1,4 @@
-"""Protobuf messages of `open_inference.proto`, from its compiled descriptor beside it.
+"""Protobuf messages of `open_inference.proto` and `health.proto`, from their compiled descriptor beside them.
 
 They live in a descriptor pool of their own: public clients register the same names in protobuf's default pool,
 and a user's handler may well import such a client. `make generate` compiles the descriptor again.
@@ -11,8 +11,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-SERVICE = "inference.GRPCInferenceService"
-DESCRIPTOR = "open_inference.binpb"
+SERVICE, HEALTH_SERVICE = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+PROTO = "open_inference.proto"
+DESCRIPTOR = "messages.binpb"
 
 _pool = DescriptorPool()
 for _file in FileDescriptorSet.FromString(files("handlers.protocol").joinpath(DESCRIPTOR).read_bytes()).file:
@@ -20,15 +21,17 @@ for _file in FileDescriptorSet.FromString(files("handlers.protocol").joinpath(DE
 
 
 def _message(name: str) -> Any:
-    return cast(Any, GetMessageClass(_pool.FindMessageTypeByName(f"inference.{name}")))
+    return cast(Any, GetMessageClass(_pool.FindMessageTypeByName(name)))
 
 
-ServerLiveResponse = _message("ServerLiveResponse")
-ServerReadyResponse = _message("ServerReadyResponse")
-ServerMetadataResponse = _message("ServerMetadataResponse")
-ModelReadyRequest = _message("ModelReadyRequest")
-ModelReadyResponse = _message("ModelReadyResponse")
-ModelMetadataRequest = _message("ModelMetadataRequest")
-ModelMetadataResponse = _message("ModelMetadataResponse")
-ModelInferRequest = _message("ModelInferRequest")
-ModelInferResponse = _message("ModelInferResponse")
+ServerLiveResponse = _message("inference.ServerLiveResponse")
+ServerReadyResponse = _message("inference.ServerReadyResponse")
+ServerMetadataResponse = _message("inference.ServerMetadataResponse")
+ModelReadyRequest = _message("inference.ModelReadyRequest")
+ModelReadyResponse = _message("inference.ModelReadyResponse")
+ModelMetadataRequest = _message("inference.ModelMetadataRequest")
+ModelMetadataResponse = _message("inference.ModelMetadataResponse")
+ModelInferRequest = _message("inference.ModelInferRequest")
+ModelInferResponse = _message("inference.ModelInferResponse")
+HealthCheckRequest = _message("grpc.health.v1.HealthCheckRequest")
+HealthCheckResponse = _message("grpc.health.v1.HealthCheckResponse")

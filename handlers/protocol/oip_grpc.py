@@ -47,8 +47,11 @@ def decode(body: memoryview) -> InferRequest:
             "raw_input_contents", "one entry for each input", found=len(raw), allowed=f"{len(message.inputs)} entries"
         )
     tensors = tuple(_tensor(item, raw[at] if raw else None) for at, item in enumerate(message.inputs))
-    requested = tuple(output.name for output in message.outputs)
-    return InferRequest(tensors, message.id, message.model_name, message.model_version, requested)
+    requested = tuple([output.name for output in message.outputs])
+    request = InferRequest(tensors, message.id, message.model_name, message.model_version, requested)
+    if message.parameters:
+        request.parameters = {name: _parameter(value) for name, value in message.parameters.items()}
+    return request
 
 
 def encode(model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]) -> bytes:
@@ -59,6 +62,12 @@ def encode(model: str, version: str, request: InferRequest, outputs: Sequence[Te
         message.raw_output_contents.append(to_raw(tensor))
     data: bytes = message.SerializeToString()
     return data
+
+
+def _parameter(value: Any) -> Any:
+    """The one value that is set; None where none is."""
+    kind = value.WhichOneof("parameter_choice")
+    return getattr(value, kind) if kind else None
 
 
 def _tensor(item: Any, raw: memoryview | None) -> Tensor:

@@ -1,13 +1,13 @@
 """The Open Inference Protocol over HTTP: JSON, and JSON followed by raw tensors (the binary tensor extension)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import orjson
 
 from handlers.errors import InvalidRequest, Words, shown
-from handlers.tensors import InferRequest, Tensor, check_head, from_raw, from_values, to_raw
+from handlers.tensors import DATATYPES, InferRequest, Tensor, check_head, from_raw, from_values, to_raw
 
 CONTENT_TYPES = ("application/json", "application/octet-stream")
 HEADER_LENGTH = "inference-header-content-length"
@@ -15,10 +15,16 @@ HEADER_LENGTH = "inference-header-content-length"
 
 _MAX_LENGTH_DIGITS = 19
 
-_BOOLEANS: tuple[set[type], str] = ({bool}, "true or false")
-_STRINGS: tuple[set[type], str] = ({str}, "a string")
+_NONE: dict[str, Any] = {}
+
+# What JSON may hold for a datatype: its Python types, and the words for them.
 _INTEGERS: tuple[set[type], str] = ({int}, "an integer")
 _FLOATS: tuple[set[type], str] = ({int, float, type(None)}, "a number or null")
+_KINDS: dict[str, tuple[set[type], str]] = {
+    **{datatype: _FLOATS if "FP" in datatype or datatype == "BF16" else _INTEGERS for datatype in DATATYPES},
+    "BOOL": ({bool}, "true or false"),
+    "BYTES": ({str}, "a string"),
+}
 
 
 def decode(body: memoryview, header_length: str | None) -> InferRequest:
@@ -31,13 +37,12 @@ def decode(body: memoryview, header_length: str | None) -> InferRequest:
         raise InvalidRequest("inputs", "at least one input is needed", found=inputs, allowed="a list of tensors")
     tensors = tuple(_tensor(item, raw) for item in inputs)
     raw.check_used()
-    parameters = _parameters(document, "parameters")
-    requested, some_binary = _outputs(document.get("outputs", []))
-    binary = None if parameters.get("binary_data_output") is True else some_binary
+    parameters = _parameters(document, lambda: "parameters")
+    requested, binary = _outputs(document.get("outputs", []), all_binary=parameters.get("binary_data_output") is True)
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidRequest("id", "wrong type", found=request_id, allowed="a string")
-    return InferRequest(tensors, request_id, requested=requested, binary=binary)
+    return InferRequest(tensors, request_id, requested=requested, binary=binary, parameters=parameters)
 
 
 def encode(model: str, version: str, request: InferRequest, outputs: Sequence[Tensor]) -> tuple[bytes, dict[str, str]]:
@@ -90,22 +95,28 @@ def _split(body: memoryview, header_length: str | None) -> int:
     return int(header_length)
 
 
-def _parameters(holder: Mapping[str, Any], field: str) -> dict[str, Any]:
-    parameters = holder.get("parameters", {})
+def _parameters(holder: Mapping[str, Any], field: Callable[[], str]) -> dict[str, Any]:
+    parameters = holder.get("parameters", _NONE)
     if not isinstance(parameters, dict):
-        raise InvalidRequest(field, "wrong type", found=parameters, allowed="an object")
+        raise InvalidRequest(field(), "wrong type", found=parameters, allowed="an object")
     return parameters
 
 
-def _outputs(outputs: object) -> tuple[tuple[str, ...], frozenset[str]]:
+def _outputs(outputs: object, *, all_binary: bool) -> tuple[tuple[str, ...], frozenset[str] | None]:
+    """Names of the outputs asked for, and those of them wanted in binary: what an output says goes before `all_binary`.
+
+    None of the names means every output, and so does None for the binary ones.
+    """
     if not isinstance(outputs, list):
         raise InvalidRequest("outputs", "wrong type", found=outputs, allowed="a list of objects with a name")
+    if not outputs:
+        return (), None if all_binary else frozenset()
     names, binary = [], set()
     for output in outputs:
         if not isinstance(output, dict) or not isinstance(output.get("name"), str):
             raise InvalidRequest("outputs[]", "every output needs a name", found=output, allowed="{'name': '…'}")
         names.append(output["name"])
-        if _parameters(output, "outputs[].parameters").get("binary_data") is True:
+        if _parameters(output, lambda: "outputs[].parameters").get("binary_data", all_binary) is True:
             binary.add(output["name"])
     return tuple(names), frozenset(binary)
 
@@ -135,14 +146,15 @@ def _tensor(item: object, raw: _RawTail) -> Tensor:
     if not isinstance(item, dict):
         raise InvalidRequest("inputs[]", "wrong type", found=item, allowed="an object: name, datatype, shape, data")
     name, datatype, shape = check_head(item.get("name"), item.get("datatype"), item.get("shape"))
-    parameters = _parameters(item, f"input {shown(name)}, parameters")
+    parameters = _parameters(item, lambda: f"input {shown(name)}, parameters")
     if "binary_data_size" in parameters:
         return from_raw(name, datatype, shape, raw.take(name, parameters["binary_data_size"]))
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"input {shown(name)}", "no data", found=data, allowed="a list of values")
     values = _flat(data)
-    _check_types(name, datatype, values)
+    if not set(map(type, values)) <= _KINDS[datatype][0]:
+        raise _wrong_value(name, datatype, values)
     return from_values(name, datatype, shape, values)
 
 
@@ -155,19 +167,10 @@ def _flat(data: list[Any]) -> list[Any]:
     return data
 
 
-def _check_types(name: str, datatype: str, data: list[Any]) -> None:
-    allowed, words = _allowed(datatype)
-    if not set(map(type, data)) <= allowed:
-        row, value = next((r, v) for r, v in enumerate(data) if type(v) not in allowed)
-        raise InvalidRequest(
-            f"input {shown(name)}, value {row}", f"wrong type for {datatype}", found=value, allowed=words
-        )
-
-
-def _allowed(datatype: str) -> tuple[set[type], str]:
-    if datatype in ("BOOL", "BYTES"):
-        return _BOOLEANS if datatype == "BOOL" else _STRINGS
-    return _FLOATS if datatype.startswith("FP") else _INTEGERS
+def _wrong_value(name: str, datatype: str, values: list[Any]) -> InvalidRequest:
+    allowed, words = _KINDS[datatype]
+    row, value = next((r, v) for r, v in enumerate(values) if type(v) not in allowed)
+    return InvalidRequest(f"input {shown(name)}, value {row}", f"wrong type for {datatype}", found=value, allowed=words)
 
 
 def _text(value: object) -> str:

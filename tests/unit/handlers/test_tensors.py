@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tritonclient.utils as triton
 from hypothesis import given
@@ -21,13 +23,16 @@ from handlers.tensors import (
     to_raw,
 )
 
+AS_HELD = [datatype for datatype in NUMPY_DTYPES if datatype != "BF16"]
+"""Datatypes whose raw form is numpy's own."""
 
-@pytest.mark.parametrize("datatype", NUMPY_DTYPES)
+
+@pytest.mark.parametrize("datatype", AS_HELD)
 def test_datatype_means_what_public_clients_take_it_for(datatype: str) -> None:
     assert NUMPY_DTYPES[datatype] == np.dtype(triton.triton_to_np_dtype(datatype))
 
 
-@given(st.data(), st.sampled_from(sorted(NUMPY_DTYPES)))
+@given(st.data(), st.sampled_from(AS_HELD))
 def test_numbers_survive_raw_form(data: st.DataObject, datatype: str) -> None:
     shape = data.draw(arrays.array_shapes(max_dims=3, min_side=0, max_side=4))
     values = data.draw(arrays.arrays(NUMPY_DTYPES[datatype], shape))
@@ -36,6 +41,32 @@ def test_numbers_survive_raw_form(data: st.DataObject, datatype: str) -> None:
     back = from_raw("a", datatype, shape, memoryview(raw))
     assert isinstance(back.values, np.ndarray)
     np.testing.assert_array_equal(back.values, values.ravel())
+
+
+@given(arrays.arrays(np.uint16, 8))
+def test_bf16_is_held_as_fp32(halves: npt.NDArray[np.uint16]) -> None:
+    expected = halves.view(ml_dtypes.bfloat16)
+    tensor = from_raw("a", "BF16", (2, 4), memoryview(halves.tobytes()))
+    assert isinstance(tensor.values, np.ndarray)
+    assert tensor.values.dtype == np.float32
+    np.testing.assert_array_equal(tensor.values, expected.astype(np.float32))
+    back = np.frombuffer(to_raw(tensor), ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(back.astype(np.float32), expected.astype(np.float32))
+
+
+@given(arrays.arrays(np.float32, 8))
+def test_bf16_is_the_nearest(values: npt.NDArray[np.float32]) -> None:
+    expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    raw = to_raw(Tensor("a", "BF16", (8,), values))
+    np.testing.assert_array_equal(np.frombuffer(raw, ml_dtypes.bfloat16).astype(np.float32), expected)
+    written = from_values("a", "BF16", (8,), values.tolist()).values
+    np.testing.assert_array_equal(written, expected)
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0xFF800001, 0x7FFFFFFF])
+def test_nan_stays_nan_in_bf16(bits: int) -> None:
+    values = np.array([bits], np.uint32).view(np.float32)
+    assert np.isnan(np.frombuffer(to_raw(Tensor("a", "BF16", (1,), values)), ml_dtypes.bfloat16)[0])
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1))
@@ -59,7 +90,7 @@ def test_raw_numbers_are_not_copied() -> None:
 @pytest.mark.parametrize("datatype", NUMPY_DTYPES)
 @pytest.mark.parametrize("off", [-1, 1])
 def test_raw_numbers_of_the_wrong_length_are_refused(datatype: str, off: int) -> None:
-    expected = 6 * NUMPY_DTYPES[datatype].itemsize
+    expected = 6 * (2 if datatype == "BF16" else NUMPY_DTYPES[datatype].itemsize)
     with pytest.raises(InvalidRequest) as refused:
         from_raw("wind", datatype, (2, 3), memoryview(bytes(expected + off)))
     assert str(refused.value) == (
@@ -86,7 +117,7 @@ def test_raw_bytes_that_do_not_fit_are_refused(raw: bytes, problem: str) -> None
     assert problem in str(refused.value)
 
 
-@given(st.sampled_from(DATATYPES), st.lists(st.integers(0, 5), min_size=1, max_size=3), st.binary())
+@given(st.sampled_from([*AS_HELD, "BYTES"]), st.lists(st.integers(0, 5), min_size=1, max_size=3), st.binary())
 def test_any_raw_bytes_are_a_tensor_or_refused(datatype: str, shape: list[int], raw: bytes) -> None:
     try:
         tensor = from_raw("a", datatype, tuple(shape), memoryview(raw))
@@ -145,6 +176,7 @@ def test_largest_shape_is_refused_in_words_and_not_by_a_limit_of_the_language() 
         ("INT8", [-128, 127]),
         ("FP16", [1.5, 2]),
         ("FP32", [0.1, 7]),
+        ("BF16", [0.5, 7]),
         ("FP64", [0.1, 2**64 - 1]),
     ],
 )

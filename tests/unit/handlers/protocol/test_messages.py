@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
 from handlers.protocol import messages
 
-PUBLIC = [name for name in vars(messages) if name.endswith(("Request", "Response"))]
+PUBLIC = [name for name in vars(messages) if name.endswith(("Request", "Response")) and not name.startswith("Health")]
 
 
 def test_descriptor_is_what_the_proto_compiles_to(tmp_path: Path) -> None:
     folder = files("handlers.protocol")
     arguments = ["--proto_path=.", "--include_imports", f"--descriptor_set_out={tmp_path / 'out'}"]
-    command = [sys.executable, "-m", "grpc_tools.protoc", *arguments, "open_inference.proto"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *arguments, "open_inference.proto", "health.proto"]
     subprocess.run(command, cwd=str(folder), check=True)
     # Compared as messages, so that another compiler's order of bytes is no difference.
     compiled = FileDescriptorSet.FromString((tmp_path / "out").read_bytes())
@@ -38,6 +39,13 @@ def wire(message: Descriptor) -> dict[str, tuple[object, ...]]:
         if field.message_type is not None:
             found |= {f"{field.name}.{name}": facts for name, facts in wire(field.message_type).items()}
     return found
+
+
+def test_health_is_that_of_grpc() -> None:
+    check = messages.HealthCheckRequest(service="flights").SerializeToString()
+    assert check == health_pb2.HealthCheckRequest(service="flights").SerializeToString()
+    for name, number in health_pb2.HealthCheckResponse.ServingStatus.items():
+        assert messages.HealthCheckResponse.ServingStatus.Value(name) == number
 
 
 def test_service_is_that_of_public_clients() -> None:

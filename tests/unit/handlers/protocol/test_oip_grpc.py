@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import triton_to_np_dtype
 
 from handlers.errors import InvalidRequest, RequestRefused
 from handlers.protocol.messages import ModelInferRequest
@@ -34,11 +35,11 @@ CONTENTS = {
 
 def client_input(datatype: str, values: Any) -> triton.InferInput:
     found = triton.InferInput("a", [len(values)], datatype)
-    array = np.array(values, dtype=object if datatype == "BYTES" else NUMPY_DTYPES[datatype])
+    array = np.array(values, dtype=object if datatype == "BYTES" else triton_to_np_dtype(datatype))
     return found.set_data_from_numpy(array)
 
 
-def client_request(*inputs: triton.InferInput) -> Any:
+def client_request(*inputs: triton.InferInput, parameters: dict[str, Any] | None = None) -> Any:
     """The message that the public client sends."""
     return triton._utils._get_inference_request(
         model_name="tiny",
@@ -51,7 +52,7 @@ def client_request(*inputs: triton.InferInput) -> Any:
         sequence_end=False,
         priority=0,
         timeout=None,
-        parameters=None,
+        parameters=parameters,
     )
 
 
@@ -77,6 +78,17 @@ def test_typed_contents_are_read(datatype: str) -> None:
     assert list(tensor.values) == values
     if isinstance(tensor.values, np.ndarray):
         assert tensor.values.dtype == NUMPY_DTYPES[datatype]
+
+
+def test_parameters_reach_the_handler() -> None:
+    body = client_request(client_input("FP32", [1.0]), parameters={"steps": 50, "target": "late", "exact": True})
+    assert decode(memoryview(body.SerializeToString())).parameters == {"steps": 50, "target": "late", "exact": True}
+    message = service_pb2.ModelInferRequest(inputs=[item(contents={"fp32_contents": [1]})])
+    message.parameters["scale"].double_param = 0.5
+    message.parameters["seed"].uint64_param = 2**64 - 1
+    message.parameters["nothing"].SetInParent()
+    found = decode(memoryview(message.SerializeToString())).parameters
+    assert found == {"scale": 0.5, "seed": 2**64 - 1, "nothing": None}
 
 
 def test_raw_tensor_is_a_view_of_the_body() -> None:

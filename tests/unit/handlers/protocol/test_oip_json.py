@@ -8,6 +8,7 @@ import pytest
 import tritonclient.http as triton
 from hypothesis import given
 from hypothesis import strategies as st
+from tritonclient.utils import triton_to_np_dtype
 
 from handlers.errors import InvalidRequest, RequestRefused
 from handlers.protocol.oip_json import HEADER_LENGTH, content_type, decode, encode
@@ -17,6 +18,7 @@ VALUES: dict[str, list[Any]] = {
     **{name: [0, 100] for name in NUMPY_DTYPES},
     "BOOL": [True, False],
     "FP16": [1.5, -2.0],
+    "BF16": [1.5, -2.0],
     "FP32": [1.5, -2.0],
     "FP64": [0.1, 1e300],
     "UINT64": [0, 2**64 - 1],
@@ -28,16 +30,16 @@ VALUES: dict[str, list[Any]] = {
 def client_body(datatype: str, *, binary: bool) -> tuple[memoryview, str | None]:
     """What a public client sends: the body, and the header that says how much of it is JSON."""
     tensor = triton.InferInput("a", [2], datatype)
-    text = datatype == "BYTES"
-    array = np.array(VALUES[datatype], dtype=object if text else NUMPY_DTYPES[datatype])
+    array = np.array(VALUES[datatype], dtype=object if datatype == "BYTES" else triton_to_np_dtype(datatype))
     tensor.set_data_from_numpy(array, binary_data=binary)
     wanted = triton.InferRequestedOutput("probability", binary_data=binary)
     body, length = triton.InferenceServerClient.generate_request_body([tensor], [wanted], request_id="id-1")
     return memoryview(body), None if length is None else str(length)
 
 
-# The client sends FP16 in binary only.
-FORMS = [(datatype, binary) for datatype in DATATYPES for binary in (False, True) if binary or datatype != "FP16"]
+# The client sends these in binary only.
+HALVES = ("FP16", "BF16")
+FORMS = [(datatype, binary) for datatype in DATATYPES for binary in (False, True) if binary or datatype not in HALVES]
 
 
 @pytest.mark.parametrize(("datatype", "binary"), FORMS)
@@ -111,7 +113,26 @@ def test_null_is_a_missing_number() -> None:
 
 
 def test_all_outputs_may_be_asked_for_in_binary() -> None:
-    assert decode(request(item(), parameters={"binary_data_output": True}), None).binary is None
+    every = {"binary_data_output": True}
+    assert decode(request(item(), parameters=every), None).binary is None
+    outputs = [{"name": "x"}, {"name": "y", "parameters": {"binary_data": False}}]
+    assert decode(request(item(), parameters=every, outputs=outputs), None).binary == frozenset("x")
+
+
+@pytest.mark.parametrize("datatype", HALVES)
+def test_halves_may_be_written_as_numbers(datatype: str) -> None:
+    (tensor,) = decode(request(item([1.5, None], datatype=datatype, shape=[2])), None).inputs
+    np.testing.assert_array_equal(tensor.values, [1.5, np.nan])
+    body, _ = encode("m", "1", InferRequest(()), [Tensor("x", datatype, (2,), tensor.values)])
+    assert orjson.loads(body)["outputs"][0]["data"] == [1.5, None]
+
+
+def test_several_inputs_and_parameters_reach_the_handler() -> None:
+    parameters = {"steps": 50, "target": "late", "scale": 0.5, "deep": {"a": [1]}}
+    found = decode(request(item(), item([True], name="b", datatype="BOOL"), parameters=parameters), None)
+    assert [tensor.name for tensor in found.inputs] == ["a", "b"]
+    assert found.parameters == parameters
+    assert decode(request(item()), None).parameters == {}
 
 
 NEEDED = "allowed: a list of tensors"
