@@ -1,0 +1,100 @@
+"""Places of workers: one socket each, which outlives its worker and is then the next one's."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from deploy.node.layout import Layout
+from deploy.node.places import Places
+from handlers.server import Place, take_place
+
+
+@pytest.fixture
+def places(layout: Layout) -> Iterator[Places]:
+    found = Places(layout)
+    yield found
+    found.close("flights", 1)
+
+
+def free(place: Place) -> None:
+    """What a worker's death does."""
+    place.listener.close()
+    place.lease.close()
+
+
+def serving(layout: Layout, places: Places, *works: object) -> None:
+    """Run the blocking `works` one after the other in a thread, beside the launcher's loop."""
+
+    async def main() -> None:
+        task = asyncio.create_task(places.serve())
+        try:
+            for work in works:
+                assert callable(work)
+                await asyncio.wait_for(asyncio.to_thread(work), 20)
+        finally:
+            task.cancel()
+
+    assert layout.root.is_dir()
+    asyncio.run(main())
+
+
+def test_each_worker_has_a_place_of_its_own_and_its_death_frees_it(layout: Layout, places: Places) -> None:
+    first, second = places.open("flights", 1, 2)
+    taken: list[Place] = []
+
+    def take() -> None:
+        taken.append(take_place(str(layout.places_socket), "flights", "1"))
+
+    def die() -> None:
+        free(taken.pop(0))
+
+    serving(layout, places, take, take, die, take)
+    try:
+        assert {place.listener.getsockname() for place in taken} == {str(first), str(second)}
+    finally:
+        for place in taken:
+            free(place)
+
+
+def test_request_that_comes_between_two_workers_is_the_next_ones(layout: Layout, places: Places) -> None:
+    (path,) = places.open("flights", 1, 1)
+    taken: list[Place] = []
+
+    def take() -> None:
+        taken.append(take_place(str(layout.places_socket), "flights", "1"))
+
+    with closing(socket.socket(socket.AF_UNIX)) as client:
+
+        def ask() -> None:
+            free(taken.pop())
+            client.connect(str(path))
+            client.sendall(b"hello")
+
+        def answer() -> None:
+            place = taken[0]
+            place.listener.settimeout(10)
+            with place.listener.accept()[0] as connection:
+                assert connection.recv(10) == b"hello"
+            free(place)
+
+        serving(layout, places, take, ask, take, answer)
+
+
+def test_worker_of_a_version_that_is_not_served_is_refused(layout: Layout, places: Places) -> None:
+    places.open("flights", 1, 1)
+
+    def take() -> None:
+        with pytest.raises(OSError, match="no place for a worker of flights version 2"):
+            take_place(str(layout.places_socket), "flights", "2")
+
+    serving(layout, places, take)
+
+
+def test_closed_places_are_gone(places: Places) -> None:
+    (path,) = places.open("flights", 1, 1)
+    assert path.is_socket()
+    places.close("flights", 1)
+    assert not path.exists()
