@@ -21,6 +21,9 @@ from handlers.errors import (
 
 HTTP, GRPC, ROWS = "oip_http", "oip_grpc", "predictions"
 
+EXPLAINER = "-explainer"
+"""What the name of a model ends with where its archive is registered once more, to explain and not to predict."""
+
 # Set by the edge on requests; a client's own are removed there.
 CALL_HEADER = "x-shipway-call"
 """Protocol and time of arrival, in seconds since 1970: in one header, as each costs two processes time."""

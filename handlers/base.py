@@ -6,24 +6,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from handlers import server
-from handlers.answer import GRPC, HTTP, ROWS, Answer, Call, fail
-from handlers.errors import InvalidRequest, PredictionFailed, RequestRefused, listed, shown
+from handlers.answer import EXPLAINER, GRPC, HTTP, ROWS, Answer, Call, fail
+from handlers.errors import HandlerError, InvalidRequest, PredictionFailed, RequestRefused, listed, shown
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
 from handlers.program import Program, load_program
 from handlers.protocol import oip_grpc, oip_json
 from handlers.slots import DriftCounter, counters_directory, take_slot
 from handlers.tensors import InferRequest, Tensor
 from monitoring.profile import Profile
+
+if TYPE_CHECKING:
+    from handlers.explain import Explainer
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +55,27 @@ _NO_CALL = Call(HTTP, None, "", memoryview(b""), {})
 class BaseHandler(ABC):
     """What TorchServe's worker loads. A kind of model is a subclass with the hooks at the end."""
 
+    explains = False
+    """Whether explanations are asked of this worker, and no predictions."""
     max_rows = 1024
     """Rows of one call of the program, at most: a batch of large requests must not need more memory than there is."""
 
     def initialize(self, context: Any) -> None:
         """Called once by the worker. Raising ends it, with the reason in TorchServe's log."""
         manifest = context.manifest["model"]
-        self.open(Path(context.system_properties["model_dir"]), manifest["modelName"], manifest["modelVersion"])
+        name: str = manifest["modelName"]
+        self.explains = name.endswith(EXPLAINER)
+        directory = Path(context.system_properties["model_dir"])
+        self.open(directory, name.removesuffix(EXPLAINER), manifest["modelVersion"])
         profile_json = (self.directory / "profile.json").read_bytes()
         metrics_directory = Path(os.environ[METRICS_DIRECTORY])
         slot = take_slot(metrics_directory)
-        self._metrics = WorkerMetrics(metrics_directory, slot, self.model, self.version)
+        self._metrics = WorkerMetrics(metrics_directory, slot, name, self.version)
         counters = counters_directory(metrics_directory, self.model, self.version, profile_json)
         self._drift = DriftCounter(counters, slot, Profile.from_json(profile_json))
         batch_size = int(context.system_properties["batch_size"])
         timeout = float(context.model_yaml_config["responseTimeout"])
-        server.install(self.answer, self.model, self.version, batch_size, timeout)
+        server.install(self.answer, name, self.version, batch_size, timeout)
 
     def open(self, directory: Path, model: str, version: str) -> None:
         """Read an unpacked archive. After this `predict` works, with no TorchServe around it."""
@@ -105,7 +114,7 @@ class BaseHandler(ABC):
                 self._failed(call, error)
         items, inputs = self._check(items)
         if items:
-            self._predict(items, inputs)
+            (self._explain if self.explains else self._predict)(items, inputs)
         self._metrics.batch(len(calls))
         return [call.answer for call in calls if call.answer is not None]
 
@@ -158,8 +167,26 @@ class BaseHandler(ABC):
 
     def _failed(self, call: Call, error: Exception) -> None:
         logger.error("the model failed on one request", exc_info=error)
-        call.answer = fail(call, PredictionFailed(error))
+        call.answer = fail(call, error if isinstance(error, HandlerError) else PredictionFailed(error))
         self._answered(call, "failed")
+
+    def _explain(self, items: list[Item], _: list[Array]) -> None:
+        """Explanations in place of predictions, each by itself. No drift is counted: it was counted when predicting."""
+        for item in items:
+            try:
+                item.call.answer = Answer(self._explainer.answer(item, self.check([item])))
+                self._answered(item.call, "ok")
+            except RequestRefused as error:
+                self._refuse(item.call, error)
+            except Exception as error:  # noqa: BLE001 - it is the model's
+                self._failed(item.call, error)
+
+    @cached_property
+    def _explainer(self) -> "Explainer":
+        """Made when it is first asked, which the node does at start, so that a reason against it is an answer."""
+        from handlers.explain import Explainer  # Captum: no other worker needs it
+
+        return Explainer(self)
 
     def execute(self, inputs: list[Array]) -> list[Array]:
         """One call of the program. Raises what it raises, and ValueError for an output that has not one row each."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
@@ -68,7 +69,7 @@ def _rewritten(program: ExportedProgram) -> tuple[GraphModule, list[Node]]:
 
 
 def _lookups(module: GraphModule, user_inputs: set[str]) -> Iterator[Node]:
-    """Embeddings whose indices follow from the values, not the shapes, of the user's inputs, and their table does not."""
+    """Embeddings whose indices follow from the values, not only the shapes, of the user's inputs."""
     follows: set[Node] = set()
     for node in module.graph.nodes:
         if node.op == "placeholder":
@@ -88,7 +89,7 @@ def _shape_alone(node: Node) -> bool:
 
 
 def _name(node: Node) -> str:
-    return node.target.name() if isinstance(node.target, torch._ops.OpOverload) else ""  # noqa: SLF001 - its only name
+    return str(node.target.name()) if isinstance(node.target, OpOverload) else ""  # type: ignore[no-untyped-call]
 
 
 def _become_input(module: GraphModule, node: Node, name: str) -> None:

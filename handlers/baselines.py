@@ -1,0 +1,123 @@
+"""What each kind of model is compared with when it is explained, and how its attributions are put into words."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+
+from handlers.base import Array, BaseHandler, Item
+from handlers.errors import ArchiveUnusable
+from handlers.tabular import TabularHandler
+from monitoring.profile import OTHER, Feature, Profile
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One row to explain."""
+
+    inputs: list[Array]
+    """The program's inputs, [1, ...] each."""
+    baseline: list[Array]
+    """Inputs of the same shapes that say nothing in particular."""
+    words: Any
+    """The baseline as the client is told of it."""
+    described: Callable[[list[Array]], Any]
+    """The attributions of the program's inputs as the client is told of them."""
+
+
+class Kind(Protocol):
+    def subjects(self, item: Item, inputs: list[Array]) -> Iterator[Subject]:
+        """The rows of one request, whose checked inputs these are."""
+
+    def classes(self, output: int) -> Sequence[str]:
+        """The names of the values of the output at this position; none where they are no classes."""
+
+    def of_itself(self, output: int) -> bool:
+        """Whether the output is a direction, so that it is explained as a whole: by its product with itself."""
+
+
+def kind_of(handler: BaseHandler) -> Kind:
+    """Raises ArchiveUnusable for a handler whose inputs nobody here knows."""
+    for known, kind in _KINDS:
+        if isinstance(handler, known):
+            return kind(handler)
+    raise ArchiveUnusable(
+        f"{type(handler).__name__} cannot be explained; allowed are tables, images, texts, sequences and tensors"
+    )
+
+
+class _Plain:
+    """A kind whose outputs are numbers and nothing more."""
+
+    def classes(self, output: int) -> Sequence[str]:  # noqa: ARG002 - the kind's interface
+        return ()
+
+    def of_itself(self, output: int) -> bool:  # noqa: ARG002
+        return False
+
+
+class Table(_Plain):
+    """Numbers are compared with their median in training, categories with `other`, or else the most frequent one.
+
+    A missing number is missing in the baseline too, and gets 0.
+    """
+
+    def __init__(self, handler: TabularHandler) -> None:
+        self._schema = schema = handler.schema
+        profile = Profile.from_json((handler.directory / "profile.json").read_bytes())
+        features = {(feature.kind, feature.name): feature for feature in profile.features}
+        golden = orjson.loads((handler.directory / "golden.json").read_bytes())["request"]["inputs"]
+        seen = {tensor["name"]: [value for value in tensor["data"] if value is not None] for tensor in golden}
+        # A column that nothing is known of stays as it is in each row.
+        self._medians = np.array(
+            [_median(features.get(("number", c.name)), seen.get(c.name, [])) for c in schema.numbers], dtype=np.float32
+        )
+        self._codes = np.array(
+            [
+                len(c.vocabulary) if c.other else _most_frequent(features.get(("category", c.name)))
+                for c in schema.categories
+            ],
+            dtype=np.int64,
+        )
+
+    def subjects(self, item: Item, inputs: list[Array]) -> Iterator[Subject]:  # noqa: ARG002
+        for row in range(len(inputs[0])):
+            numbers, codes = (array[row : row + 1] for array in inputs)
+            plain = np.where(np.isnan(numbers) | np.isnan(self._medians), numbers, self._medians)
+            yield Subject([numbers, codes], [plain, self._codes[None]], self._words(plain[0]), self._described)
+
+    def _words(self, numbers: Array) -> dict[str, Any]:
+        categories = {
+            column.name: (*column.vocabulary, OTHER)[code]
+            for column, code in zip(self._schema.categories, self._codes, strict=True)
+        }
+        return {
+            **{column.name: value for column, value in zip(self._schema.numbers, numbers, strict=True)},
+            **categories,
+        }
+
+    def _described(self, attributions: list[Array]) -> dict[str, Any]:
+        values = np.concatenate([each[0] for each in attributions]).astype(np.float32)
+        return dict(zip(self._schema.names, values, strict=True))
+
+
+def _median(feature: Feature | None, seen: Sequence[float]) -> float:
+    """The lower edge of the bin that holds the middle of the rows with a value, which is the median itself.
+
+    The lowest bin has none; it is as good as one value (no rain, say), which is the least of those seen. NaN for a
+    column of one value, of which the profile says nothing.
+    """
+    if feature is None or not feature.edges:
+        return np.nan
+    cumulated = np.cumsum(feature.counts)
+    middle = int(np.searchsorted(cumulated, cumulated[-1] / 2, side="right"))
+    return feature.edges[middle - 1] if middle else min(seen, default=feature.edges[0])
+
+
+def _most_frequent(feature: Feature | None) -> int:
+    return int(np.argmax(feature.counts)) if feature is not None else 0
+
+
+_KINDS: tuple[tuple[type[BaseHandler], Callable[[Any], Kind]], ...] = ((TabularHandler, Table),)
