@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOAD_SECONDS ?= 20
+BENCH ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check load bench clean generate lock programs
@@ -27,8 +28,8 @@ load: $(INSTALLED) ## Load the running node over HTTP and gRPC for LOAD_SECONDS 
 	$(BIN)/locust --locustfile tests/load/locustfile.py --headless --only-summary --users 16 --spawn-rate 16 \
 		--run-time $(LOAD_SECONDS)s
 
-bench: $(INSTALLED) ## Compare the node with stock TorchServe, interleaved, and print the table of ratios
-	$(BIN)/python -m tests.bench.compare
+bench: $(INSTALLED) ## Compare the node with its peers, interleaved; the first run makes their environments (BENCH=--help)
+	$(BIN)/python -m tests.bench $(BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi

@@ -22,6 +22,7 @@ MAX_REQUESTS = 1_000_000
 
 _STATUS = slice(9, 12)  # of "HTTP/1.1 200 OK"
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
+_JSON_LENGTH = re.compile(rb"\r\ninference-header-content-length: *([0-9]+)", re.IGNORECASE)
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -44,22 +45,31 @@ class Load:
         return self.answered / self.seconds
 
 
-def post(path: str, body: bytes) -> bytes:
-    """A whole request with a JSON body."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes
+    json_bytes: int | None
+    """How much of the body is JSON, where the Open Inference Protocol's binary extension says so."""
 
 
-def ask(address: tuple[str, int], request: bytes) -> tuple[int, bytes]:
-    """Status and body of one request on a connection of its own."""
+def post(path: str, body: bytes, content_type: str = "application/octet-stream", **headers: int) -> bytes:
+    """A whole request; `headers` are further ones, with hyphens for underscores."""
+    fields = {"host": "bench", "content-type": content_type, "content-length": len(body), **headers}
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+def ask(address: tuple[str, int], request: bytes) -> Answer:
+    """The answer to one request on a connection of its own."""
     with socket.create_connection(address, timeout=SILENCE_SECONDS) as sock:
         connection = _Connection(sock)
         connection.send(request)
         while (status := connection.receive()) is None:
             pass
-        return status, connection.data.partition(_HEAD_END)[2]
+        head, _, body = connection.data.partition(_HEAD_END)
+        json_bytes = _JSON_LENGTH.search(head)
+        return Answer(status, body, int(json_bytes[1]) if json_bytes else None)
 
 
 def closed_loop(

