@@ -3,7 +3,6 @@
 Nothing is learnt here: MiniLM-L6 comes trained. What every version of a text model has is made here too.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from handlers.kinds import TensorSpec, TextSchema
 from model_store import minilm_files
 from model_store.minilm import BUCKETS, EMBEDDING, MAX_TOKENS
 from model_store.registering import Trained, array_type
@@ -86,21 +86,20 @@ def text_model(
 
     `classes` names the values of the first output, None where it is no probability of classes.
     """
-    schema = {
-        "kind": "text",
-        "input": INPUT,
-        "max_tokens": MAX_TOKENS,
-        "buckets": BUCKETS,
-        "classes": classes,
-        "outputs": [{"name": one.name, "datatype": "FP32", "shape": one.shape[1:]} for one in outputs],
-    }
+    schema = TextSchema(
+        input=INPUT,
+        max_tokens=MAX_TOKENS,
+        buckets=BUCKETS,
+        classes=None if classes is None else tuple(classes),
+        outputs=tuple(TensorSpec(name=one.name, datatype="FP32", shape=one.shape[1:]) for one in outputs),
+    )
     example = tokens(golden[:2])
     return Trained(
         network=network,
         example=example,
         inputs=[array_type(*each, free=(0, 1)) for each in zip(("input_ids", "attention_mask"), example, strict=True)],
         outputs=outputs,
-        schema=json.dumps(schema, indent=1).encode(),
+        schema=schema.to_json(),
         golden=[_golden_input(golden)],
         data_digest=data_digest,
         files={"tokenizer.json": minilm_files.tokenizer_json()},
