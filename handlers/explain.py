@@ -110,7 +110,7 @@ class Explainer:
     def _rows(self, item: Item, inputs: list[Array], question: Question) -> Iterator[dict[str, Any]]:
         deadline = time.monotonic() + BUDGET_SECONDS
         for row, subject in enumerate(self._kind.subjects(item, inputs)):
-            if time.monotonic() > deadline:
+            if row and time.monotonic() > deadline:
                 found = Words(f"{row} of {item.rows} rows within {BUDGET_SECONDS:g} s")
                 raise InvalidRequest("rows", "too many to explain at once", found=found, allowed="fewer rows or steps")
             yield self._explain(subject, question, deadline)
@@ -173,7 +173,9 @@ class Way:
         for at, point in zip(self._moving, points, strict=False):
             inputs[at] = point.masked_fill(self._missing[at], torch.nan)
         # Copies, because a program may write over what it has looked up.
-        return self._target.of(self._program(inputs, [vectors.clone() for vectors in points[len(self._moving) :]]))
+        outputs = self._program(inputs, [vectors.clone() for vectors in points[len(self._moving) :]])
+        # Autograd refuses an input that the output does not depend on; its gradient is this 0.
+        return self._target.of(outputs) + sum(0 * point.flatten(1).sum(dim=1) for point in points)
 
     def attributions(self, steps: int) -> list[Array]:
         """For each of the program's inputs, of its shape."""
@@ -205,7 +207,7 @@ class Way:
         for asked, now, earned in zip(
             self._program.indices(self._here), self._program.indices(probes), looked_up, strict=True
         ):
-            owns = (asked != now).flatten(1).double()
+            owns = (asked != now).reshape(len(now), -1).double()
             shares = owns / owns.sum(dim=0).clamp(min=1) @ earned.flatten().double()
             for share, (at, index) in zip(shares.tolist(), changed, strict=True):
                 result[at][index] += share
