@@ -4,14 +4,15 @@ The edge (Envoy) tells by a header how a request came in. An error is the item's
 would fail the whole batch; over gRPC it stands in headers that the edge turns into gRPC's trailers.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from urllib.parse import quote
 
 import orjson
 
 from handlers.errors import (
+    DeadlineExpired,
     HandlerError,
     InvalidRequest,
     RequestRefused,
@@ -26,11 +27,18 @@ EXPLAINER = "-explainer"
 
 # Set by the edge on requests; a client's own are removed there.
 CALL_HEADER = "x-shipway-call"
-"""Protocol and time of arrival, in seconds since 1970: in one header, as each costs two processes time."""
+"""What the edge says of a request, in one header, as each costs two processes time.
+
+In this order: the id of the prediction, the protocol, the time of arrival in seconds since 1970, the edge's own limit
+for one request in seconds, and over gRPC the client's `grpc-timeout`.
+"""
 REPLAY_HEADER = "x-shipway-replay"
 # Set by the handler on answers; removed by the edge.
 GRPC_STATUS_HEADER = "x-shipway-grpc-status"
 GRPC_MESSAGE_HEADER = "x-shipway-grpc-message"
+
+REPLAY = {CALL_HEADER: f"- {HTTP}", REPLAY_HEADER: "1"}
+"""Headers with which the node itself asks for a prediction that is not counted."""
 
 MAX_GRPC_MESSAGE_BYTES = 1024
 _GRPC_MESSAGE_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # with letters and digits, printable ASCII without %
@@ -40,7 +48,10 @@ _STATUS: dict[type[HandlerError], tuple[int, int]] = {
     InvalidRequest: (400, 3),
     UnsupportedContentType: (415, 3),
     UnsupportedEncoding: (415, 12),
+    DeadlineExpired: (504, 4),
 }
+_NOT_SAID = ["-", ROWS]
+_GRPC_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
 @dataclass(slots=True)
@@ -63,33 +74,42 @@ class Call:
     content_type: str
     body: memoryview
     headers: Mapping[str, str]
+    id: str = "-"
+    """Of the prediction; the client has it from the answer's x-shipway-prediction-id."""
+    seconds: float = inf
+    """How long after its arrival somebody waits for the answer."""
     answer: Answer | None = None
 
     @classmethod
     def read(cls, headers: Mapping[str, str], body: bytes | bytearray | memoryview) -> "Call":
         """`headers` by lower-case names."""
-        protocol, _, arrived = headers.get(CALL_HEADER, ROWS).partition(" ")
-        content_type = headers.get("content-type", "")
-        return cls(protocol, float(arrived) if arrived else None, content_type, memoryview(body), headers)
+        said = headers.get(CALL_HEADER)
+        parts = said.split(" ") if said else _NOT_SAID
+        call = cls(parts[1], None, headers.get("content-type", ""), memoryview(body), headers, parts[0])
+        if len(parts) > 2:
+            call.arrived_at, call.seconds = float(parts[2]), float(parts[3])
+            if len(parts) > 4:
+                call.seconds = min(call.seconds, _grpc_timeout(parts[4]))
+        return call
 
     def check_content_type(self, allowed: tuple[str, ...]) -> None:
-        """Raises UnsupportedContentType, and UnsupportedEncoding for a compressed body."""
+        """Raises UnsupportedContentType, and UnsupportedEncoding for a body that is still compressed."""
         found = self.content_type.partition(";")[0].strip().lower()
         if found and found not in allowed:
             raise UnsupportedContentType(found, allowed)
-        for name in ("content-encoding", "grpc-encoding"):
-            encoding = self.headers.get(name, "identity")
-            if encoding != "identity":
-                raise UnsupportedEncoding(name, encoding)
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise UnsupportedEncoding(encoding)
+
+    def check_deadline(self, now: float) -> None:
+        """Raises DeadlineExpired where nobody waits for an answer any more; `now` in seconds since 1970."""
+        if self.arrived_at is not None and now - self.arrived_at > self.seconds:
+            raise DeadlineExpired(now - self.arrived_at, self.seconds)
 
     @property
     def replay(self) -> bool:
         """Whether the node itself asks: answered as always, but not counted."""
         return REPLAY_HEADER in self.headers
-
-    def seconds_since_arrival(self) -> float | None:
-        """Time since the request reached the edge; both read the same machine's clock."""
-        return None if self.arrived_at is None else time.time() - self.arrived_at
 
 
 def fail(call: Call, error: HandlerError) -> Answer:
@@ -99,6 +119,13 @@ def fail(call: Call, error: HandlerError) -> Answer:
         headers = {GRPC_STATUS_HEADER: str(grpc_status), GRPC_MESSAGE_HEADER: grpc_message(str(error))}
         return Answer(b"", "application/x-protobuf", headers=headers)
     return Answer(orjson.dumps({"error": str(error)}), status=http_status)
+
+
+def _grpc_timeout(text: str) -> float:
+    """Seconds of a `grpc-timeout`: at most eight digits and a unit. Anything else is no deadline."""
+    digits, unit = text[:-1], text[-1:]
+    valid = digits.isascii() and digits.isdigit() and len(digits) <= 8 and unit in _GRPC_UNITS
+    return int(digits) * _GRPC_UNITS[unit] if valid else inf
 
 
 def grpc_message(text: str) -> str:

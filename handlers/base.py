@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,11 +76,13 @@ class BaseHandler(ABC):
         self._drift = DriftCounter(counters, slot, Profile.from_json(profile_json))
         batch_size = int(context.system_properties["batch_size"])
         timeout = float(context.model_yaml_config["responseTimeout"])
-        server.install(self.answer, name, self.version, batch_size, timeout)
+        server.install(self, name, self.version, batch_size, timeout)
 
     def open(self, directory: Path, model: str, version: str) -> None:
         """Read an unpacked archive. After this `predict` works, with no TorchServe around it."""
         self.directory, self.model, self.version = directory, model, version
+        self._predicted: list[tuple[list[Item], list[Array], list[Array]]] = []
+        self._outcomes: list[tuple[Call, Outcome]] = []
         # One row of a table is less work than waking a second thread; workers are what uses the cores.
         torch.set_num_threads(1)
         self.program: Program = load_program(directory)
@@ -100,23 +103,40 @@ class BaseHandler(ABC):
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
             for name, value in {"content-type": answer.content_type, **answer.headers}.items():
                 context.set_response_header(index, name, value)
+        self.account()
         return [answer.body for answer in answers]
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
-        """Answer a batch, each call by itself: this is the main path."""
+        """Answer a batch, each call by itself: this is the main path. `account` counts it."""
         items: list[Item] = []
+        now = time()
         for call in calls:
             try:
+                call.check_deadline(now)
                 items.append(self._decode(call))
             except RequestRefused as error:
                 self._refuse(call, error)
+            except DeadlineExpired as error:
+                call.answer = fail(call, error)
+                self._answered(call, "expired")
             except Exception as error:  # noqa: BLE001 - a fault in a handler's own reading costs its neighbours nothing
                 self._failed(call, error)
         items, inputs = self._check(items)
         if items:
             (self._explain if self.explains else self._predict)(items, inputs)
-        self._metrics.batch(len(calls))
+        self._answered_at = time.time()
         return [call.answer for call in calls if call.answer is not None]
+
+    def account(self) -> None:
+        """Count the batch that was answered last, when its answers are on their way: nobody waits for that."""
+        predicted, outcomes = self._predicted, self._outcomes
+        self._predicted, self._outcomes = [], []
+        for items, inputs, outputs in predicted:
+            self._count(items, inputs, outputs)
+        for call, outcome in outcomes:
+            seconds = None if call.arrived_at is None else self._answered_at - call.arrived_at
+            self._metrics.answered(call.protocol, outcome, seconds)
+        self._metrics.batch(len(outcomes))
 
     def _decode(self, call: Call) -> Item:
         if call.protocol == ROWS:
@@ -153,7 +173,7 @@ class BaseHandler(ABC):
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
             item.call.answer = self._encode(item, [output[start:end] for output in outputs])
-        self._count(items, inputs, outputs)
+        self._predicted.append((items, inputs, outputs))
         for item in items:
             self._answered(item.call, "ok")
 
@@ -236,7 +256,7 @@ class BaseHandler(ABC):
 
     def _answered(self, call: Call, outcome: Outcome) -> None:
         if not call.replay:
-            self._metrics.answered(call.protocol, outcome, call.seconds_since_arrival())
+            self._outcomes.append((call, outcome))
 
     # The hooks of a kind of model, in the order in which a request meets them.
 

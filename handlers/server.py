@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from handlers.answer import Answer, Call, fail
 from handlers.errors import PredictionFailed
@@ -31,7 +31,13 @@ _PLACE_WITHIN_SECONDS = 60.0
 _HEAD_END = b"\r\n\r\n"
 _PHRASES = {200: b"OK"}  # no other is read by anyone
 
-Answering = Callable[[Sequence[Call]], list[Answer]]
+
+class Answering(Protocol):
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
+        """One answer for each call."""
+
+    def account(self) -> None:
+        """Called when the answers are on their way."""
 
 
 def install(answering: Answering, model: str, version: str, batch_size: int, timeout_seconds: float) -> bool:
@@ -163,11 +169,12 @@ class Server:
                     self._poll.modify(connection.sock, select.EPOLLOUT)
             except OSError:
                 self._drop(connection)
+        self._answering.account()
 
     def _answers(self, calls: list[Call]) -> list[Answer]:
         signal.setitimer(signal.ITIMER_REAL, self._timeout_seconds)  # its signal ends a worker that is stuck
         try:
-            return self._answering(calls)
+            return self._answering.answer(calls)
         except Exception as error:
             logger.exception("a batch of %s was not answered", len(calls))
             return [fail(call, PredictionFailed(error)) for call in calls]

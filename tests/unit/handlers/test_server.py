@@ -23,17 +23,21 @@ class Answering:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.accounted = 0
         self.entered = threading.Event()
         self.hold = threading.Event()
         self.hold.set()
 
-    def __call__(self, calls: Sequence[Call]) -> list[Answer]:
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
         self.batches.append(len(calls))
         self.entered.set()
         self.hold.wait(10)
         if any(bytes(call.body) == b"raise" for call in calls):
             raise RuntimeError("a fault of the handler's own")
         return [Answer(bytes(call.body), call.content_type, headers={"x-protocol": call.protocol}) for call in calls]
+
+    def account(self) -> None:
+        self.accounted += 1
 
 
 @pytest.fixture
@@ -124,6 +128,7 @@ def test_what_waits_while_a_batch_is_answered_is_the_next_batch(path: Path, answ
         answering.hold.set()
         assert [read(connection) for connection in connections] == [(200, b"%d" % number) for number in range(7)]
     assert answering.batches == [1, BATCH, 2]
+    assert answering.accounted >= 2  # the last one after its answers were sent, perhaps not yet
 
 
 def test_client_that_leaves_while_it_waits_harms_nobody(path: Path, answering: Answering) -> None:
@@ -167,13 +172,18 @@ def test_endless_head_is_cut_off(path: Path) -> None:
 STUCK = """
 import socket, sys, time
 from handlers.server import Place, Server
+
+class Stuck:
+    def answer(self, calls):
+        time.sleep(60)
+
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
 listener.settimeout(0)
 torchserve, worker = socket.socketpair()
 print("listening", flush=True)
-Server(Place(listener, listener), lambda calls: time.sleep(60), 4, 0.2).serve_until_readable(worker)
+Server(Place(listener, listener), Stuck(), 4, 0.2).serve_until_readable(worker)
 """
 
 
