@@ -41,13 +41,12 @@ class Admin:
 
     async def active_secret(self) -> str:
         """Version of the certificate in force; empty before the first."""
-        dump = await self._dump("dynamic_active_secrets")
-        return next((str(config["version_info"]) for config in dump), "")
+        # Not from the dump, which has the version of one that was refused.
+        return await self._version("sds.server")
 
     async def active_filter(self, name: str) -> str:
         """Version in force of a filter that is a file of its own; empty before the first."""
-        dump = await self._dump("ecds_filters")
-        return next((str(one["version_info"]) for one in dump if one["ecds_filter"]["name"] == name), "")
+        return await self._version(f"extension_config_discovery.http_filter.{name}")
 
     async def gauge(self, name: str) -> int:
         """The value of one statistic, 0 where it does not exist."""
@@ -79,6 +78,12 @@ class Admin:
     async def reopen_logs(self) -> None:
         """Go on in a new file where the access log was."""
         await self._post("/reopen_logs")
+
+    async def _version(self, subscription: str) -> str:
+        name = f"{subscription}.version_text"
+        async with self._client.get("/stats", params={"format": "json", "filter": f"^{name}$"}) as response:
+            found = [entry["value"] for entry in (await response.json())["stats"] if entry.get("name") == name]
+        return str(found[0]) if found else ""
 
     async def _post(self, path: str) -> None:
         async with self._client.post(path) as response:

@@ -162,3 +162,10 @@ function envoy_on_request(handle)
   end
   metadata:set("shipway.auth", "passed", true)
 end
+
+-- Which version a route chose is nothing for those who have not said who they are.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  if headers:get(":status") ~= "401" then return end
+  for _, name in ipairs({"model", "version", "digest", "prediction-id"}) do headers:remove("x-shipway-" .. name) end
+end

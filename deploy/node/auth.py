@@ -185,7 +185,7 @@ def tokens(issuer: Issuer) -> Config:
         "audiences": [issuer.audience],
         "local_jwks": {"inline_string": read_jwks(issuer.jwks)},
         # Named, because the default also takes a token from the query, which logs keep.
-        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
+        "from_headers": [{"name": "authorization", "value_prefix": f"{scheme} "} for scheme in ("Bearer", "bearer")],
         "forward": True,  # auth.lua still has to see that there was one, and removes it
         "require_expiration": True,
         "clock_skew_seconds": _CLOCK_SKEW_SECONDS,

@@ -5,11 +5,14 @@ A file that is replaced by one that is not right leaves what was there before in
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import aiohttp
 
 from deploy.errors import EdgeFileInvalid
 from deploy.node import auth, tls
@@ -105,11 +108,12 @@ class Security:
 
     async def _taken(self, source: _Source) -> bool:
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
-        while await source.in_force() != source.written:
-            if time.monotonic() > deadline:
-                return False
+        while time.monotonic() < deadline:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # Envoy is too busy to say
+                if await source.in_force() == source.written:
+                    return True
             await asyncio.sleep(_POLL_SECONDS)
-        return True
+        return False
 
 
 def security(settings: Settings, directory: Path, admin: Admin, publish: Callable[[], None]) -> Security:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -23,7 +24,9 @@ from deploy.node.user_files import read_private, read_text
 from model_store.files import write_atomically
 
 _NAME = "server"
-_DAYS = 30
+DAYS = 30
+_SMALLEST_RSA_BITS = 2048
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
 def pair(certificate: Path, key: Path) -> Config:
@@ -32,8 +35,13 @@ def pair(certificate: Path, key: Path) -> Config:
     leaf = _leaf(certificate, chain_pem)
     try:
         private = load_pem_private_key(key_pem.encode(), password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise EdgeFileInvalid(key, "wanted is an unencrypted private key in PEM") from None
+    allowed = isinstance(private, rsa.RSAPrivateKey) and private.key_size >= _SMALLEST_RSA_BITS
+    allowed |= isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in _CURVES
+    if not allowed:
+        wanted = f"RSA from {_SMALLEST_RSA_BITS} bits on, or ECDSA with one of {', '.join(_CURVES)}"
+        raise EdgeFileInvalid(key, f"its kind is not one that clients and Envoy take; wanted is {wanted}")
     own, certified = (
         public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         for public in (private.public_key(), leaf.public_key())
@@ -54,7 +62,8 @@ def pair(certificate: Path, key: Path) -> Config:
 def _leaf(path: Path, pem: str) -> x509.Certificate:
     try:
         leaf = x509.load_pem_x509_certificates(pem.encode())[0]
-    except ValueError:
+        leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm):
         raise EdgeFileInvalid(path, "wanted is a certificate in PEM, the server's own first") from None
     now = dt.datetime.now(dt.UTC)
     if now > leaf.not_valid_after_utc:
@@ -82,7 +91,7 @@ def transport_socket(directory: Path) -> Config:
 
 
 def create_self_signed(certificate: Path, key: Path, names: Sequence[str]) -> None:
-    """Make a pair for trying out, valid for `_DAYS` days for these DNS names and addresses; replaces an older one."""
+    """Make a pair for trying out, valid for `DAYS` days for these DNS names and addresses; replaces an older one."""
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     now = dt.datetime.now(dt.UTC)
@@ -93,7 +102,7 @@ def create_self_signed(certificate: Path, key: Path, names: Sequence[str]) -> No
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))  # a client's clock may be behind
-        .not_valid_after(now + dt.timedelta(days=_DAYS))
+        .not_valid_after(now + dt.timedelta(days=DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     )
