@@ -17,8 +17,11 @@ from deploy.settings import Settings, read_settings, variable
 from model_store.errors import ModelStoreError
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.training import DEFAULT, TRAININGS
+from model_store.worker_plan import WorkerPlan
 
 OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 pass_settings = click.make_pass_decorator(Settings)
 insecure_option = click.option(
@@ -131,13 +134,29 @@ def train(settings: Settings, name: str) -> None:
     training.train(name, tracking_uri=settings.mlflow_uri, console=Console())
 
 
-@cli.command()
+@cli.command(context_settings={"show_default": True})
 @click.argument("uri")
-@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes for this version.  [default: 1]")
-@click.option("--batch-size", type=click.IntRange(1, 1024), help="Requests in one batch, at most.  [default: 64]")
-@click.option("--batch-delay-ms", type=click.IntRange(1, 1000), help="Wait for more requests, in ms.  [default: 1]")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=WorkerPlan.workers, help="Worker processes for this version."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1, 1024), default=WorkerPlan.batch_size, help="Requests in one batch, at most."
+)
+@click.option(
+    "--batch-delay-ms",
+    type=click.IntRange(1, 1000),
+    default=WorkerPlan.batch_delay_ms,
+    help="Wait for more requests, in ms.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads of a worker's operations.  [default: 1 for a small program, else the CPU quota over the workers]",
+)
+@click.option("--handler", type=FILE, help="Your own handler.py: a subclass of one of the package handlers.")
+@click.option("--golden", type=FILE, help="The request, in Open Inference JSON, that every node replays.")
 @pass_settings
-def package(settings: Settings, /, uri: str, **plan: int | None) -> None:
+def package(settings: Settings, /, uri: str, handler: Path | None, golden: Path | None, **plan: int) -> None:
     """Write and sign the archive of URI: models:/NAME/VERSION or models:/NAME@ALIAS."""
     from model_store import package as packaging
 
@@ -146,7 +165,9 @@ def package(settings: Settings, /, uri: str, **plan: int | None) -> None:
         tracking_uri=settings.mlflow_uri,
         archives_dir=settings.archives_dir,
         signing_key=settings.signing_key,
-        plan=packaging.WorkerPlan(**{name: value for name, value in plan.items() if value is not None}),
+        plan=WorkerPlan(**plan),
+        handler=handler,
+        golden=golden,
     )
     click.echo(f"{packaged.archive}\n{packaged.digest}")
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from handlers.base import BaseHandler
+from handlers.errors import ArchiveUnusable
 from handlers.loading import open_handler
 from handlers.program import Program
 from model_store.entry import ENTRY, entry_file
+from model_store.errors import NotServable
 from model_store.golden import Inputs, golden_set
 from model_store.pt2 import StoredProgram
 from model_store.runtime_plan import RUNTIME, RuntimePlan
@@ -21,6 +23,9 @@ Reference = Profile | Callable[[Program], Profile]
 
 NO_PROFILE = Profile(rows=0, features=())
 """Nothing but rows is counted."""
+
+DESCRIBED = frozenset({"schema.json", "profile.json", "golden.json", "origin.json"})
+"""What every version has beside its program."""
 
 UNKNOWN = "unknown"
 
@@ -65,8 +70,16 @@ def kind_of(schema: bytes) -> str:
 
 @contextmanager
 def opened(members: Mapping[str, bytes]) -> Iterator[BaseHandler]:
-    """The handler of an archive with these members, as long as its files are there."""
+    """The handler of an archive with these members, as long as its files are there. Raises NotServable."""
     with tempfile.TemporaryDirectory() as name:
         for member, content in members.items():
-            (Path(name) / member).write_bytes(content)
-        yield open_handler(Path(name))
+            path = Path(name) / member
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        try:
+            handler = open_handler(Path(name))
+        except ArchiveUnusable as error:
+            raise NotServable(str(error)) from error
+        except Exception as error:  # whatever a handler of the user's raises
+            raise NotServable(f"its handler cannot be opened: {type(error).__name__}: {error}") from error
+        yield handler

@@ -5,6 +5,7 @@ TorchServe imports it by its stem and wants exactly one class of the module's ow
 
 import ast
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from model_store.errors import HandlerUnusable
@@ -35,8 +36,17 @@ def entry_file(kind: str) -> bytes:
     return _TEMPLATE.format(module=module, name=name, kind=kind).encode()
 
 
-def own_entry_file(path: Path) -> bytes:
-    """The user's own `handler.py`, read and parsed but not executed. Raises HandlerUnusable."""
+@dataclass(frozen=True)
+class OwnHandler:
+    """A handler file of the user's, parsed but not executed."""
+
+    source: bytes
+    brings_network: bool
+    """Whether its class has a method `network`, so that the network itself is run, and not the exported program."""
+
+
+def read_own_handler(path: Path) -> OwnHandler:
+    """The user's own `handler.py`. Raises HandlerUnusable."""
     try:
         source = path.read_bytes()
         tree = ast.parse(source, path.name)
@@ -44,7 +54,9 @@ def own_entry_file(path: Path) -> bytes:
         raise HandlerUnusable(path, str(error), _WANTED) from error
     except (SyntaxError, ValueError) as error:
         raise HandlerUnusable(path, f"it is not Python: {error}", _WANTED) from error
-    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     if len(classes) != 1:
-        raise HandlerUnusable(path, f"its classes are: {', '.join(classes) or 'none'}", _WANTED)
-    return source
+        names = ", ".join(one.name for one in classes) or "none"
+        raise HandlerUnusable(path, f"the classes that it defines are: {names}", _WANTED)
+    methods = {node.name for node in classes[0].body if isinstance(node, ast.FunctionDef)}
+    return OwnHandler(source, "network" in methods)

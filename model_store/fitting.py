@@ -82,7 +82,7 @@ def fit(
     on_epoch: Callable[[Epoch], None],
 ) -> TabularNetwork:
     """Fit a network and return it in evaluation mode; `on_epoch` is told of every epoch."""
-    with _one_thread(), torch.random.fork_rng():
+    with one_thread(), torch.random.fork_rng():
         torch.manual_seed(plan.seed)
         network = TabularNetwork(
             centre=np.nanmedian(training.numbers, axis=0),
@@ -111,7 +111,7 @@ def fit(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Operations this small gain nothing from a second thread; on a busy machine waiting for it costs sevenfold."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

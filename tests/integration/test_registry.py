@@ -34,10 +34,11 @@ from model_store.errors import (
 from model_store.fitting import Plan
 from model_store.lateness import GOLDEN_ROWS
 from model_store.mlflow_environment import ENVIRONMENT
-from model_store.package import PackagedVersion, WorkerPlan, package
+from model_store.package import PackagedVersion, package
 from model_store.registry import RegisteredVersion, Registry
 from model_store.signing import create_key, load_trusted
 from model_store.training import train
+from model_store.worker_plan import WorkerPlan
 from monitoring.profile import Profile
 
 START_SECONDS = 90

@@ -3,8 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_store.package import WorkerPlan
-
 
 def shipway(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -52,15 +50,3 @@ def test_missing_extra_is_named() -> None:
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert result.stderr == "shipway: this command needs 'psutil', which the extra shipway[local] installs\n"
-
-
-def test_help_of_package_names_the_defaults_that_hold() -> None:
-    # Written down twice, because the plan's module needs torch and a base install prints its help.
-    found = " ".join(shipway("package", "--help").stdout.split())
-    plan = WorkerPlan()
-    for option, default in (
-        ("--workers", plan.workers),
-        ("--batch-size", plan.batch_size),
-        ("--batch-delay-ms", plan.batch_delay_ms),
-    ):
-        assert f"[default: {default}]" in found.partition(option)[2].partition(" --")[0]

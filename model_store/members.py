@@ -1,0 +1,150 @@
+"""What the archive of a version holds: the same for the same version, plan and parts of the user's own."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import orjson
+from torch.utils.flop_counter import FlopCounterMode
+
+from handlers.kinds import read_schema
+from model_store.archive import IDENTITY, TORCHSERVE_MANIFEST, Manifest
+from model_store.describing import DESCRIBED, UNKNOWN, Origin, kind_of, opened
+from model_store.entry import ENTRY, entry_file, read_own_handler
+from model_store.generic import describe_logged
+from model_store.golden import GOLDEN, Inputs, answered, golden_set, inputs_of, read_inputs
+from model_store.pt2 import StoredProgram, read_program
+from model_store.registry import DESCRIPTION, Registry, ResolvedVersion
+from model_store.runtime_plan import RUNTIME, RuntimePlan
+from model_store.worker_plan import CONFIG, WorkerPlan
+
+SMALL_FLOPS = 20e6
+"""Floating point operations of a row; a program with fewer is run by one thread."""
+
+_ARCHIVER_VERSION = "0.12.0"
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What the user gives of an archive: nothing, a handler, golden inputs, or both."""
+
+    handler: bytes = b""
+    brings_network: bool = False
+    inputs: Inputs = ()
+
+    @classmethod
+    def read(cls, handler: Path | None, golden: Path | None) -> "OwnParts":
+        """Raises HandlerUnusable or GoldenRefused."""
+        own = read_own_handler(handler) if handler else None
+        inputs = read_inputs(golden) if golden else ()
+        return cls(own.source, own.brings_network, inputs) if own else cls(inputs=inputs)
+
+    def __bool__(self) -> bool:
+        return bool(self.handler or self.inputs)
+
+    @property
+    def digest(self) -> str:
+        """Names the golden set that these parts make."""
+        return hashlib.sha256(self.handler + orjson.dumps(self.inputs, option=orjson.OPT_SERIALIZE_NUMPY)).hexdigest()[
+            :12
+        ]
+
+
+def members_of(registry: Registry, version: ResolvedVersion, plan: WorkerPlan, own: OwnParts) -> dict[str, bytes]:
+    """All members of the archive of `version`, by name.
+
+    Raises RegistryError, ProgramUnreadable or GoldenRefused.
+    """
+    program, described = _described(registry, version)
+    origin = json.loads(described.pop("origin.json"))
+    schema = described["schema.json"]
+    runtime = RuntimePlan("eager" if own.brings_network else "exported", threads=plan.threads)
+    manifest = Manifest(
+        model=version.model,
+        version=version.version,
+        run_id=version.run_id,
+        shipway=installed_version("shipway"),
+        **origin,
+    )
+    members = {
+        **described,
+        **program.members,
+        TORCHSERVE_MANIFEST: _torchserve_manifest(version),
+        IDENTITY: manifest.to_json(),
+        ENTRY: own.handler or entry_file(kind_of(schema)),
+        RUNTIME: runtime.to_json(),
+        CONFIG: plan.to_yaml(),
+        "metadata.json": _metadata(version, schema),
+    }
+    if own:
+        members[GOLDEN] = _own_golden(registry, version, members, own)
+    if plan.threads is None:
+        members[RUNTIME] = replace(runtime, threads=_threads(members)).to_json()
+    return members
+
+
+def _described(registry: Registry, version: ResolvedVersion) -> tuple[StoredProgram, dict[str, bytes]]:
+    """The program of a version and its description; one that nobody described is described now, for all times."""
+    described = registry.read_files(version.model_id)
+    complete = described.keys() >= DESCRIBED  # it is not where somebody was stopped while writing it
+    logged = None if complete else registry.logged_model(version.model_id)
+    with tempfile.TemporaryDirectory() as directory:
+        path = registry.download_program(version.model_id, Path(directory))
+        program = read_program(path)
+        if logged:
+            commit, data = registry.run_origin(version.run_id)
+            origin = Origin(commit or UNKNOWN, data or UNKNOWN, logged.libraries)
+            described = describe_logged(logged, path, program, origin)
+            registry.log_files(version.model_id, described)
+    return program, described
+
+
+def _own_golden(registry: Registry, version: ResolvedVersion, members: Mapping[str, bytes], own: OwnParts) -> bytes:
+    """The golden set by the user's own handler; kept too, so that another machine packages the same bytes."""
+    folder = f"{DESCRIPTION}/{own.digest}"
+    kept = registry.read_files(version.model_id, folder)
+    if GOLDEN not in kept:
+        with opened(members) as handler:
+            kept = {GOLDEN: golden_set(handler, own.inputs or inputs_of(members[GOLDEN]))}
+        registry.log_files(version.model_id, kept, folder)
+    return kept[GOLDEN]
+
+
+def _threads(members: Mapping[str, bytes]) -> int | None:
+    """One for a program so small that waking a second thread costs more than it does."""
+    inputs = inputs_of(members[GOLDEN])
+    with opened(members) as handler, FlopCounterMode(display=False) as counter:
+        answered(handler, inputs)
+    return 1 if counter.get_total_flops() / inputs[0]["shape"][0] < SMALL_FLOPS else None
+
+
+def _torchserve_manifest(version: ResolvedVersion) -> bytes:
+    manifest = {
+        "createdOn": "01/01/1980 00:00:00",
+        "runtime": "python",
+        "model": {
+            "modelName": version.model,
+            "modelVersion": str(version.version),
+            "handler": ENTRY,
+            "configFile": CONFIG,
+        },
+        "archiverVersion": _ARCHIVER_VERSION,
+    }
+    return json.dumps(manifest, indent=1).encode()
+
+
+def _metadata(version: ResolvedVersion, schema: bytes) -> bytes:
+    """What clients send and get, in the words of the Open Inference Protocol."""
+    inputs, outputs = read_schema(schema).metadata()
+    metadata = {
+        "name": version.model,
+        "versions": [str(version.version)],
+        "platform": "pytorch_exported",
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+    return json.dumps(metadata, indent=1).encode()
