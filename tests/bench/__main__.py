@@ -5,6 +5,7 @@ below bench/ of the state directory.
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deploy.errors import ShipwayError
 from deploy.settings import read_settings
+from model_store.errors import ModelStoreError
 from tests.bench import environments, report
 from tests.bench.findings import Finding
 from tests.bench.lab import open_lab
-from tests.bench.rounds import use_two_cores
+from tests.bench.rounds import WrongAnswer, use_two_cores
 from tests.bench.scenario import Outcome, Scenario, prepare, run
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.servers import Packaged
@@ -86,4 +89,7 @@ def _outcome(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (WrongAnswer, ShipwayError, ModelStoreError, TimeoutError, subprocess.CalledProcessError) as error:
+        sys.exit(f"bench: {error}")
