@@ -19,7 +19,15 @@ import torch
 
 from handlers import server
 from handlers.answer import EXPLAINER, GRPC, HTTP, ROWS, Answer, Call, fail
-from handlers.errors import HandlerError, InvalidRequest, PredictionFailed, RequestRefused, listed, shown
+from handlers.errors import (
+    DeadlineExpired,
+    HandlerError,
+    InvalidRequest,
+    PredictionFailed,
+    RequestRefused,
+    listed,
+    shown,
+)
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
 from handlers.program import Program, load_program
 from handlers.protocol import oip_grpc, oip_json
@@ -109,7 +117,7 @@ class BaseHandler(ABC):
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
         """Answer a batch, each call by itself: this is the main path. `account` counts it."""
         items: list[Item] = []
-        now = time()
+        now = time.time()
         for call in calls:
             try:
                 call.check_deadline(now)

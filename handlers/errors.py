@@ -5,6 +5,7 @@
     │   ├── InvalidRequest           a field is wrong, missing or unknown
     │   ├── UnsupportedContentType   the body is of a kind that this path does not read
     │   └── UnsupportedEncoding      the body is compressed in a way that this node does not unpack
+    ├── DeadlineExpired              nobody waits for the answer any more: it is not computed
     ├── PredictionFailed             the model raised on this item
     └── ArchiveUnusable              the archive's files do not fit this worker: it cannot start
 
@@ -64,10 +65,16 @@ class UnsupportedContentType(RequestRefused):
 
 
 class UnsupportedEncoding(RequestRefused):
-    def __init__(self, field: str, found: str) -> None:
-        self.field = field
+    def __init__(self, found: str) -> None:
         self.found = found
-        super().__init__(f"{field}: {shown(found)} is not unpacked here; allowed: identity")
+        super().__init__(f"content-encoding: {shown(found)} is not unpacked here; allowed: identity, gzip")
+
+
+class DeadlineExpired(HandlerError):
+    def __init__(self, waited_seconds: float, limit_seconds: float) -> None:
+        self.waited_seconds = waited_seconds
+        self.limit_seconds = limit_seconds
+        super().__init__(f"not computed: it waited for {waited_seconds:.3f} s, and its limit is {limit_seconds:g} s")
 
 
 class PredictionFailed(HandlerError):

@@ -13,7 +13,7 @@ from monitoring import names
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Where workers count; the node sets it in TorchServe's environment, under the metrics library's own name."""
 
-Outcome = Literal["ok", "refused", "failed"]
+Outcome = Literal["ok", "refused", "failed", "expired"]
 
 
 class WorkerMetrics:

@@ -29,7 +29,7 @@ REQUEST_SECONDS = Metric(
 )
 REQUESTS = Metric(
     "shipway_requests_total",
-    "Requests that a worker answered, by protocol and outcome (ok, refused, failed).",
+    "Requests that a worker answered, by protocol and outcome (ok, refused, failed, expired).",
     (*VERSION_LABELS, "protocol", "outcome"),
 )
 BATCH_REQUESTS = Metric("shipway_batch_requests", "Requests in one batch of a worker.")

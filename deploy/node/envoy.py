@@ -22,9 +22,14 @@ EDGE = "edge"
 """Name of the listener, its routes and its statistics."""
 
 GRPC_ROUTE_FILTER, GRPC_ERRORS_FILTER = "shipway.grpc_route", "shipway.grpc_errors"
+GRPC_UNPACKED_FILTER = "shipway.grpc_unpacked"
+UNPACK_FILTER, PACK_FILTER = "envoy.filters.http.decompressor", "envoy.filters.http.compressor"
 BRIDGE_FILTER = "envoy.filters.http.grpc_http1_reverse_bridge"
 BUFFER_FILTER, _ROUTER = "envoy.filters.http.buffer", "envoy.filters.http.router"
 _FRAME_BYTES = 5  # before each gRPC message
+_UNPACKED_RATIO = 100
+"""A gzip body is unpacked up to so many times its size, and no further: it may be meant to exhaust the memory."""
+_SMALLEST_PACKED_BYTES = 4096
 PREDICTION_ID = "x-shipway-prediction-id"
 
 PROTOCOL_HEADER = "x-shipway-protocol"
@@ -166,20 +171,55 @@ def _filters(edge: Edge) -> list[Config]:
     bridge = {"content_type": "application/x-protobuf", "withhold_grpc_frames": True}
     return [
         *edge.guard.filters,
-        _lua(GRPC_ROUTE_FILTER, "grpc_route.lua"),
-        typed(BUFFER_FILTER, "http.buffer.v3.Buffer", max_request_bytes=edge.max_body_bytes + _FRAME_BYTES),
+        _lua(GRPC_ROUTE_FILTER, "grpc_head.lua", "grpc_route.lua"),
         typed(BRIDGE_FILTER, "http.grpc_http1_reverse_bridge.v3.FilterConfig", **bridge),
+        _only_by_route(_unpack()),
+        _only_by_route(_lua(GRPC_UNPACKED_FILTER, "grpc_head.lua", "grpc_unpacked.lua")),
+        typed(BUFFER_FILTER, "http.buffer.v3.Buffer", max_request_bytes=edge.max_body_bytes + _FRAME_BYTES),
+        _only_by_route(_pack()),
         _lua(GRPC_ERRORS_FILTER, "grpc_errors.lua"),
         typed(_ROUTER, "http.router.v3.Router", suppress_envoy_headers=True),
     ]
+
+
+def _only_by_route(config: Config) -> Config:
+    """A filter that only routes put into a request's chain: each costs the others a twentieth of Envoy's time."""
+    return {**config, "disabled": True}
+
+
+def _unpack() -> Config:
+    kind = "type.googleapis.com/envoy.extensions.compression.gzip.decompressor.v3.Gzip"
+    off = {"common_config": {"enabled": _runtime_flag(default=False)}}
+    return typed(
+        UNPACK_FILTER,
+        "http.decompressor.v3.Decompressor",
+        decompressor_library={
+            "name": "gzip",
+            "typed_config": {"@type": kind, "max_inflate_ratio": _UNPACKED_RATIO},
+        },
+        request_direction_config={"advertise_accept_encoding": False},
+        response_direction_config=off,
+    )
+
+
+def _pack() -> Config:
+    """Only JSON: raw tensors hardly become smaller."""
+    kind = "type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip"
+    worth = {"min_content_length": _SMALLEST_PACKED_BYTES, "content_type": ["application/json"]}
+    return typed(
+        PACK_FILTER,
+        "http.compressor.v3.Compressor",
+        compressor_library={"name": "gzip", "typed_config": {"@type": kind, "compression_level": "BEST_SPEED"}},
+        response_direction_config={"common_config": worth},
+    )
 
 
 def typed(name: str, kind: str, **fields: object) -> Config:
     return {"name": name, "typed_config": {"@type": f"type.googleapis.com/envoy.extensions.filters.{kind}", **fields}}
 
 
-def _lua(name: str, file: str) -> Config:
-    source = files("deploy.node").joinpath(file).read_text()
+def _lua(name: str, *parts: str) -> Config:
+    source = "".join(files("deploy.node").joinpath(part).read_text() for part in parts)
     return typed(name, "http.lua.v3.Lua", default_source_code={"inline_string": source})
 
 
@@ -225,6 +265,10 @@ def _flags(*flags: str) -> Config:
     return {"response_flag_filter": {"flags": list(flags)}}
 
 
+def _runtime_flag(*, default: bool) -> Config:
+    return {"default_value": default, "runtime_key": "shipway.unused"}
+
+
 def _runtime_value(value: int) -> Config:
     return {"default_value": value, "runtime_key": "shipway.unused"}
 
@@ -252,6 +296,8 @@ def _access_log(edge: Edge) -> Config:
                     "sent_bytes": "%BYTES_SENT%",
                     "request_id": "%REQ(X-REQUEST-ID)%",
                     "prediction_id": f"%RESP({PREDICTION_ID})%",
+                    "traceparent": "%REQ(TRACEPARENT)%",
+                    "tracestate": "%REQ(TRACESTATE)%",
                     "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
                     **edge.guard.log_fields,
                 }

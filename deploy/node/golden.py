@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from deploy.errors import GoldenFailed
-from handlers.answer import CALL_HEADER, HTTP, REPLAY_HEADER
+from handlers.answer import REPLAY
 
 _ANSWER_WITHIN_SECONDS = 120.0
 
@@ -55,12 +55,11 @@ async def replay(workers: Sequence[Path], golden: GoldenSet) -> None:
 
 
 async def _ask(worker: Path, request: bytes) -> tuple[int, bytes]:
-    headers = {CALL_HEADER: HTTP, REPLAY_HEADER: "1"}
     timeout = aiohttp.ClientTimeout(total=_ANSWER_WITHIN_SECONDS)
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(worker)), timeout=timeout) as client,
-            client.post("http://worker/", data=request, headers=headers) as response,
+            client.post("http://worker/", data=request, headers=REPLAY) as response,
         ):
             return response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:

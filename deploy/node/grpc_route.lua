@@ -1,17 +1,27 @@
 -- First filter of the edge, on gRPC calls alone: route by model_name and model_version, which stand at the head of a
 -- ModelInferRequest, and say the answer's status as gRPC wants it.
 
-local function varint(text, at)
-  local value, scale = 0, 1
-  while true do
-    local byte = text:byte(at)
-    if byte == nil then return nil, at end
-    at = at + 1
-    value = value + (byte % 128) * scale
-    if byte < 128 then return value, at end
-    scale = scale * 128
-    if scale > 2 ^ 35 then return nil, at end
+local MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+-- A message may be packed, and its frame says whether it is, whatever the call's header. Behind this filter that is an
+-- ordinary packed body, for the filter behind the bridge.
+local function unpacking(handle, encoding)
+  local body = handle:body()
+  local headers = handle:headers() -- waiting for the body has invalidated those before
+  headers:remove("grpc-encoding")
+  headers:remove("content-encoding")
+  if body == nil or body:length() < 5 or body:getBytes(0, 1) ~= "\1" then return body, false end
+  if encoding == "gzip" then
+    headers:replace("content-encoding", "gzip")
+    return body, true
   end
+  handle:respond({
+    [":status"] = "200",
+    ["content-type"] = "application/grpc",
+    ["grpc-status"] = "12",
+    ["grpc-message"] = "grpc-encoding: this node unpacks identity and gzip alone",
+    ["grpc-accept-encoding"] = "identity,gzip",
+  })
 end
 
 function envoy_on_request(handle)
@@ -19,27 +29,18 @@ function envoy_on_request(handle)
   headers:remove("x-shipway-model")
   headers:remove("x-shipway-version")
   headers:replace("x-shipway-protocol", "oip_grpc")
-  if headers:get(":path") ~= "/inference.GRPCInferenceService/ModelInfer" then return end
-  local body = handle:body()
-  if body == nil then return end
-  headers = handle:headers() -- waiting for the body has invalidated the first one
-  local text = body:getBytes(0, math.min(body:length(), 1024))
-  local at = 6 -- behind gRPC's frame of five bytes
-  while at <= #text do
-    local tag = text:byte(at)
-    if tag ~= 10 and tag ~= 18 then break end -- neither model_name nor model_version: the rest is not for routing
-    local length
-    length, at = varint(text, at + 1)
-    if length == nil or at + length - 1 > #text then break end
-    if length > 0 then
-      local value = text:sub(at, at + length - 1)
-      -- A name that cannot be one of ours must match no route, rather than fall to the default version.
-      if not value:find("^[%w_-]+$") then value = "?" end
-      headers:replace(tag == 10 and "x-shipway-model" or "x-shipway-version", value)
-    end
-    at = at + length
+  local infer = headers:get(":path") == MODEL_INFER
+  local encoding = headers:get("grpc-encoding")
+  local body, packed
+  if encoding ~= nil then
+    body, packed = unpacking(handle, encoding)
+  elseif infer then
+    body = handle:body()
   end
-  handle:clearRouteCache()
+  -- A packed message is routed by grpc_unpacked.lua.
+  if infer and body ~= nil and not packed then
+    route_by_head(handle, body, 6) -- behind gRPC's frame of five bytes
+  end
 end
 
 function envoy_on_response(handle)

@@ -1,7 +1,10 @@
 """Envoy's routes, a file that Envoy watches: who answers which request, and what is said about it on the way.
 
 A version's share is a fraction of the requests that reach its route, the next version's route takes its share of the
-rest, and so on: unlike weighted clusters this lets every version have its own path at TorchServe, with no script.
+rest, and so on: unlike weighted clusters this lets every version have its own answer headers, with no script.
+
+Every route to a version over HTTP is there twice: the second has the filters that unpack a request and pack an answer,
+for those who send gzip or accept it, so that nobody else pays for them.
 """
 
 from collections.abc import Sequence
@@ -15,8 +18,11 @@ from deploy.node.envoy import (
     EDGE,
     GRPC_ERRORS_FILTER,
     GRPC_ROUTE_FILTER,
+    GRPC_UNPACKED_FILTER,
+    PACK_FILTER,
     PREDICTION_ID,
     PROTOCOL_HEADER,
+    UNPACK_FILTER,
     Config,
     Edge,
     cluster_name,
@@ -25,7 +31,7 @@ from deploy.node.envoy import (
     watched_file,
 )
 from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
-from handlers.protocol.messages import SERVICE
+from handlers.protocol.messages import HEALTH_SERVICE, SERVICE
 
 # Never passed on from a client: our own headers, its credentials, and what means nothing behind the edge, for each
 # costs the worker time. On the route itself, because a virtual host's removals come after a route's additions.
@@ -34,6 +40,9 @@ _REMOVED = (
     *("authorization", "x-api-key"),
     *("accept", "accept-encoding", "user-agent", "x-envoy-external-address", "x-forwarded-for", "x-forwarded-proto"),
 )
+_TRACE = ("traceparent", "tracestate")
+"""Of W3C's trace context, carried through."""
+_ID_CHARACTERS = 36
 
 
 def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
@@ -42,7 +51,12 @@ def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
         "name": EDGE,
         "domains": ["*"],
         "routes": [
-            *(route for endpoint in endpoints for route in _endpoint_routes(endpoint, edge)),
+            *(
+                route
+                for packed in (False, True)
+                for e in endpoints
+                for route in _endpoint_routes(e, edge, packed=packed)
+            ),
             *_control_routes(edge),
         ],
     }
@@ -57,17 +71,20 @@ def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
     )
 
 
-def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge) -> list[Config]:
-    """All ways to ask one model: three protocols, each for every version by itself and for those that share traffic."""
+def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge, *, packed: bool) -> list[Config]:
+    """All ways to ask one model: three protocols, each for every version by itself and for those that share traffic.
+
+    Over gRPC it is the call's first route that unpacks, which is none of these.
+    """
     model = endpoint.model
     sharing = [version for version in endpoint.versions if version.weight > 0]
     shares = list(zip(sharing, accumulate(version.weight for version in sharing), strict=True))
     return [
-        _predict(match, model, version, protocol, edge)
-        for protocol in (HTTP, ROWS, GRPC)
+        _predict(match, model, version, protocol, edge, packed=packed)
+        for protocol in ((HTTP, ROWS) if packed else (HTTP, ROWS, GRPC))
         for match, version in (
-            *((_match(protocol, model, version.version), version) for version in endpoint.versions),
-            *((_share(_match(protocol, model, None), percent), version) for version, percent in shares),
+            *((_match(protocol, model, version.version, packed=packed), version) for version in endpoint.versions),
+            *((_share(_match(protocol, model, None, packed=packed), percent), version) for version, percent in shares),
         )
     ]
 
@@ -78,7 +95,13 @@ def _share(match: Config, percent: int) -> Config:
     return {**match, "runtime_fraction": fraction}
 
 
-def _match(protocol: str, model: str, version: int | None) -> Config:
+_NOT_PACKED = (
+    {"name": "content-encoding", "present_match": False},
+    {"name": "accept-encoding", "string_match": {"contains": "gzip"}, "invert_match": True},
+)
+
+
+def _match(protocol: str, model: str, version: int | None, *, packed: bool) -> Config:
     if protocol == GRPC:
         pinned = {"present_match": False} if version is None else {"string_match": {"exact": str(version)}}
         headers = [
@@ -90,13 +113,14 @@ def _match(protocol: str, model: str, version: int | None) -> Config:
         path = f"/predictions/{model}" + ("" if version is None else f"/{version}")
     else:
         path = f"/v2/models/{model}" + ("" if version is None else f"/versions/{version}") + "/infer"
-    # The header has the query in it: a client's query must not come near TorchServe, and nothing here takes one.
-    exactly = {":method": "POST", ":path": path}
+    # The header has the query in it, and nothing here takes one.
+    exactly = {":path": path, ":method": "POST"}
     headers = [{"name": name, "string_match": {"exact": value}} for name, value in exactly.items()]
-    return {"path": path, "headers": headers}
+    return {"path": path, "headers": headers if packed else [*headers, *_NOT_PACKED]}
 
 
-def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, edge: Edge) -> Config:
+def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, edge: Edge, *, packed: bool) -> Config:
+    limits = f"{edge.timeout_seconds:g}" + (" %REQ(grpc-timeout)%" if protocol == GRPC else "")
     return {
         "name": protocol,  # for the access log
         "match": match,
@@ -109,15 +133,17 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
         # Over gRPC the edge's own mark must stay, for answers of Envoy's own are told by it.
         "request_headers_to_remove": [*_REMOVED, *([] if protocol == GRPC else [PROTOCOL_HEADER])],
         "request_headers_to_add": [
-            set_header(CALL_HEADER, f"{protocol} %START_TIME(%s.%6f)%"),
+            set_header(CALL_HEADER, f"%UNIQUE_ID% {protocol} %START_TIME(%s.%6f)% {limits}"),
         ],
         "response_headers_to_add": [
             set_header("x-shipway-model", model),
             set_header("x-shipway-version", str(version.version)),
             set_header("x-shipway-digest", version.digest),
-            set_header(PREDICTION_ID, "%UNIQUE_ID%"),
+            set_header(PREDICTION_ID, f"%REQ({CALL_HEADER}):{_ID_CHARACTERS}%"),  # every %UNIQUE_ID% is another one
+            # Only in the answers of those who sent them.
+            *(set_header(name, f"%REQ({name})%") for name in _TRACE),
         ],
-        **({} if protocol == GRPC else {"typed_per_filter_config": _without_grpc(edge)}),
+        **({} if protocol == GRPC else {"typed_per_filter_config": _over_http(edge, packed=packed)}),
     }
 
 
@@ -125,12 +151,16 @@ def _control_routes(edge: Edge) -> list[Config]:
     """What the launcher answers: health, metadata, and words for whatever names no model or version of this node."""
     control = {"cluster": CONTROL_CLUSTER, "timeout": "5s"}
     http_prefixes = ("/v2", "/predictions/", "/explanations/")
-    plain = {"typed_per_filter_config": _without_grpc(edge)}
+    plain = {"typed_per_filter_config": _over_http(edge, packed=False)}
     refusal = {
         "status": 404,
         "body": {"inline_string": "no such path; this node serves /v2 (Open Inference Protocol) and /predictions/NAME"},
     }
+    gzip = {"name": "grpc-encoding", "string_match": {"exact": "gzip"}}
+    unpacking = {"typed_per_filter_config": {UNPACK_FILTER: _ON, GRPC_UNPACKED_FILTER: _ON}}
     return [
+        *_streaming_routes(),
+        {"match": {"prefix": "/", "grpc": {}, "headers": [gzip]}, "route": control, **unpacking},
         {"match": {"prefix": f"/{SERVICE}/"}, "route": control},
         *({"match": {"prefix": prefix}, "route": control, **plain} for prefix in http_prefixes),
         # Twice: the bridge changes the content type and has the route chosen again.
@@ -140,15 +170,41 @@ def _control_routes(edge: Edge) -> list[Config]:
     ]
 
 
-def _without_grpc(edge: Edge) -> Config:
+def _streaming_routes() -> list[Config]:
+    """Refused at once: the launcher hears of a call when its last message has come, and a stream may never end."""
+    instead = {
+        f"{SERVICE}/ModelStreamInfer": "ModelInfer",
+        f"{HEALTH_SERVICE}/Watch": "Check",
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "the file at /v2/proto",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "the file at /v2/proto",
+    }
+    off = {BRIDGE_FILTER: _OFF, BUFFER_FILTER: _OFF, GRPC_ERRORS_FILTER: _OFF}
+    return [
+        {
+            "match": {"path": f"/{path}"},
+            "direct_response": {
+                "status": 501,
+                "body": {"inline_string": f"{path} is a streaming call, and this node answers none; use {words}"},
+            },
+            "typed_per_filter_config": off,
+        }
+        for path, words in instead.items()
+    ]
+
+
+_OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
+
+
+def _over_http(edge: Edge, *, packed: bool) -> Config:
     """Per-route switches that take the gRPC filters, and the room for gRPC's frame, out of an HTTP request's way."""
-    off = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
     return {
-        GRPC_ROUTE_FILTER: off,
-        GRPC_ERRORS_FILTER: off,
-        BRIDGE_FILTER: off,
+        GRPC_ROUTE_FILTER: _OFF,
+        GRPC_ERRORS_FILTER: _OFF,
+        BRIDGE_FILTER: _OFF,
         BUFFER_FILTER: {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
             "buffer": {"max_request_bytes": edge.max_body_bytes},
         },
+        **({UNPACK_FILTER: _ON, PACK_FILTER: _ON} if packed else {}),
     }

@@ -21,6 +21,7 @@ from handlers.answer import (
 )
 from handlers.errors import (
     ArchiveUnusable,
+    DeadlineExpired,
     HandlerError,
     InvalidRequest,
     PredictionFailed,
@@ -30,8 +31,9 @@ from handlers.errors import (
 )
 
 
-def call(protocol: str = HTTP, arrived: str = "", content_type: str = "", **headers: str) -> Call:
-    return Call.read({CALL_HEADER: f"{protocol} {arrived}", "content-type": content_type, **headers}, b"x")
+def call(protocol: str = HTTP, arrived: str = "", limits: str = "30", content_type: str = "", **headers: str) -> Call:
+    said = f"an-id {protocol} {arrived} {limits}" if arrived else f"an-id {protocol}"
+    return Call.read({CALL_HEADER: said, "content-type": content_type, **headers}, b"x")
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80))
@@ -74,7 +76,8 @@ def test_very_long_message_costs_little() -> None:
 ERRORS: dict[HandlerError, tuple[str, str]] = {
     InvalidRequest("id", "wrong\ntype"): ("400", "3"),
     UnsupportedContentType("text/csv", ("application/json",)): ("415", "3"),
-    UnsupportedEncoding("content-encoding", "gzip"): ("415", "12"),
+    UnsupportedEncoding("br"): ("415", "12"),
+    DeadlineExpired(31.5, 30.0): ("504", "4"),
     RequestRefused("no"): ("400", "3"),
     PredictionFailed(IndexError("secret")): ("500", "13"),
 }
@@ -137,9 +140,34 @@ def test_wrong_content_type_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("field", ["content-encoding", "grpc-encoding"])
-def test_compressed_body_is_refused(field: str) -> None:
-    call(**{field: "identity"}).check_content_type(())
+def test_compressed_body_is_refused() -> None:
+    call(**{"content-encoding": "identity"}).check_content_type(())
     with pytest.raises(UnsupportedEncoding) as refused:
-        call(**{field: "gzip"}).check_content_type(())
-    assert str(refused.value) == f"{field}: 'gzip' is not unpacked here; allowed: identity"
+        call(**{"content-encoding": "br"}).check_content_type(())
+    assert str(refused.value) == "content-encoding: 'br' is not unpacked here; allowed: identity, gzip"
+
+
+def test_id_of_the_prediction_is_read_off_the_edges_header() -> None:
+    assert call().id == "an-id"
+    assert call(GRPC, "1000.5", "30 -").id == "an-id"
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        *[("30", 30.0), ("2.5", 2.5), ("30 -", 30.0), ("30 5S", 5.0), ("30 1H", 30.0), ("600 1M", 60.0)],
+        *[("30 250m", 0.25), ("30 99999999u", 30.0), ("30 1000000n", 0.001)],
+        # What is no timeout by gRPC's rule is no deadline: Envoy and the client's library know of none either.
+        *[("30 S", 30.0), ("30 5", 30.0), ("30 -5S", 30.0), ("30 123456789S", 30.0), ("30 ²S", 30.0)],
+    ],
+)
+def test_shortest_limit_is_the_deadline(limits: str, seconds: float) -> None:
+    found = call(GRPC, "1000.0", limits)
+    assert found.seconds == pytest.approx(seconds)
+    found.check_deadline(1000.0 + seconds * 0.99)
+    with pytest.raises(DeadlineExpired, match="not computed: it waited for"):
+        found.check_deadline(1000.0 + seconds * 1.01)
+
+
+def test_call_of_unknown_arrival_has_no_deadline() -> None:
+    call().check_deadline(1e12)

@@ -63,7 +63,9 @@ BAD: list[tuple[Request, int, str]] = [
     (Request(GRPC, b"\xff" * 50), 400, "body: not a ModelInferRequest"),
     (Request(GRPC, b""), 400, "inputs: at least one input is needed"),
     (Request(GRPC, oip_grpc(GOOD[0]).body[:-3]), 400, "body: not a ModelInferRequest"),
-    (Request(GRPC, b"", headers={"grpc-encoding": "gzip"}), 415, "grpc-encoding: 'gzip' is not unpacked here"),
+    (Request(HTTP, b"", headers={"content-encoding": "br"}), 415, "content-encoding: 'br' is not unpacked here"),
+    (Request(HTTP, b"{", arrived="1000.0", limits="30"), 504, "not computed: it waited for "),
+    (Request(GRPC, b"", arrived="1000.0", limits="30 5S"), 504, "not computed: it waited for "),
     (rows(GOOD[0], RAISING), 500, "the model failed on this input: IndexError"),
     (oip_json(RAISING), 500, "the model failed on this input: IndexError"),
     (oip_grpc(RAISING), 500, "the model failed on this input: IndexError"),
@@ -111,6 +113,15 @@ def test_outcomes_are_counted_by_protocol(handler: BaseHandler, metrics_director
         assert found[series.format(outcome, protocol)] == 1
     assert found['shipway_batch_requests_sum{model="tiny",version="3"}'] == 5
     assert counted(metrics_directory) == 5
+
+
+def test_work_that_nobody_waits_for_is_skipped(handler: BaseHandler, metrics_directory: Path) -> None:
+    late, good = rows(GOOD[0]), rows(GOOD[1])
+    one, two = ask(handler, Request(ROWS, late.body, arrived="1000.0", limits="30"), good)
+    assert (one.status, two.status) == (504, 200)
+    found = exposition(metrics_directory)
+    assert found[f'shipway_requests_total{{model="tiny",outcome="expired",protocol="{ROWS}",version="3"}}'] == 1
+    assert counted(metrics_directory) == 1
 
 
 def test_latency_is_measured_from_the_edge(handler: BaseHandler, metrics_directory: Path) -> None:

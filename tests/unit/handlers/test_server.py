@@ -45,25 +45,36 @@ def answering() -> Answering:
     return Answering()
 
 
-@pytest.fixture
-def path(tmp_path: Path, answering: Answering, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A server's socket; it serves in a thread until the test ends."""
-    monkeypatch.setattr(signal, "setitimer", lambda *_: None)  # signals are for the main thread alone
-    path = tmp_path / "worker.sock"
+@contextlib.contextmanager
+def serving(path: Path, answering: Answering, *, inherited: bool = False) -> Iterator[None]:
+    """A server at `path`, in a thread."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
     listener.settimeout(0)
     torchserve, worker = socket.socketpair()
-    server = Server(Place(listener, lease=listener), answering, BATCH, 60)
+    server = Server(Place(listener, listener, inherited=inherited), answering, BATCH, 60)
     thread = threading.Thread(target=server.serve_until_readable, args=(worker,))
     thread.start()
-    yield path
+    yield
     torchserve.close()
     thread.join(10)
     assert not thread.is_alive()
     server.close()
     worker.close()
+
+
+@pytest.fixture(autouse=True)
+def no_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "setitimer", lambda *_: None)  # signals are for the main thread alone
+
+
+@pytest.fixture
+def path(tmp_path: Path, answering: Answering) -> Iterator[Path]:
+    """The socket of a server that serves until the test ends."""
+    path = tmp_path / "worker.sock"
+    with serving(path, answering):
+        yield path
 
 
 class Connection(http.client.HTTPConnection):
@@ -87,7 +98,7 @@ def connected(path: Path) -> Iterator[Connection]:
 
 
 def send(connection: Connection, body: bytes) -> None:
-    headers = {"Content-Type": "text/plain", CALL_HEADER: f"{HTTP} 1.5"}
+    headers = {"Content-Type": "text/plain", CALL_HEADER: f"- {HTTP}"}
     connection.request("POST", "/any", body, headers)
 
 
@@ -129,6 +140,19 @@ def test_what_waits_while_a_batch_is_answered_is_the_next_batch(path: Path, answ
         assert [read(connection) for connection in connections] == [(200, b"%d" % number) for number in range(7)]
     assert answering.batches == [1, BATCH, 2]
     assert answering.accounted >= 2  # the last one after its answers were sent, perhaps not yet
+
+
+def test_successor_takes_requests_one_by_one(tmp_path: Path, answering: Answering) -> None:
+    """One of them may be what ended its predecessor."""
+    answering.hold.clear()
+    path = tmp_path / "worker.sock"
+    with serving(path, answering, inherited=True), contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(path)) for _ in range(5)]
+        for number, connection in enumerate(connections):
+            send(connection, b"%d" % number)
+        answering.hold.set()
+        assert [read(connection) for connection in connections] == [(200, b"%d" % number) for number in range(5)]
+    assert answering.batches == [1] * 5
 
 
 def test_client_that_leaves_while_it_waits_harms_nobody(path: Path, answering: Answering) -> None:

@@ -103,10 +103,12 @@ class Request:
         content_type: str = "",
         headers: dict[str, str] | None = None,
         arrived: str = "",
+        limits: str = "1e12",
     ) -> None:
         self.protocol = protocol
         self.body = body
-        self.headers = {CALL_HEADER: f"{protocol} {arrived}", "content-type": content_type, **(headers or {})}
+        said = f"- {protocol} {arrived} {limits}" if arrived else f"- {protocol}"
+        self.headers = {CALL_HEADER: said, "content-type": content_type, **(headers or {})}
 
 
 class Answer:
@@ -116,7 +118,7 @@ class Answer:
         self.request = request
         self.body = body
         self.headers = headers
-        over_grpc = {"3": 400, "12": 415, "13": 500}.get(headers.get("x-shipway-grpc-status", ""), 200)
+        over_grpc = {"3": 400, "4": 504, "12": 415, "13": 500}.get(headers.get("x-shipway-grpc-status", ""), 200)
         self.status = over_grpc if request.protocol == GRPC else status
 
     @property
