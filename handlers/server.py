@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 SOCKETS = "SHIPWAY_SOCKETS"
 """Where the launcher hands out listening sockets; the node sets it in TorchServe's environment."""
 
+NEW, INHERITED = b"\0", b"\1"
+"""What the launcher says about a place."""
+
 MAX_HEAD_BYTES = 1 << 16
+CAREFUL_REQUESTS = 256
+"""The first requests of a worker whose predecessor has ended are taken one by one: if one of them ends this worker too,
+the others are still in the listening socket, where the next worker finds them."""
 _PLACE_WITHIN_SECONDS = 60.0
 _HEAD_END = b"\r\n\r\n"
 _PHRASES = {200: b"OK"}  # no other is read by anyone
@@ -69,6 +75,8 @@ class Place:
     listener: socket.socket
     lease: socket.socket
     """Open as long as the worker lives, whatever ends it: then the launcher gives its place to the next."""
+    inherited: bool = False
+    """Whether a worker had it before, which has ended: the request that ended it may come again."""
 
 
 def take_place(launcher: str, model: str, version: str) -> Place:
@@ -77,13 +85,13 @@ def take_place(launcher: str, model: str, version: str) -> Place:
     lease.settimeout(_PLACE_WITHIN_SECONDS)
     lease.connect(launcher)
     lease.sendall(f"{model}/{version}\n".encode())
-    _, descriptors, _, _ = socket.recv_fds(lease, 1, 1)
+    said, descriptors, _, _ = socket.recv_fds(lease, 1, 1)
     if not descriptors:
         lease.close()
         raise OSError(f"the launcher has no place for a worker of {model} version {version}")
     listener = socket.socket(fileno=descriptors[0])
     listener.settimeout(0)
-    return Place(listener, lease)
+    return Place(listener, lease, inherited=said == INHERITED)
 
 
 class Server:
@@ -92,6 +100,7 @@ class Server:
     def __init__(self, place: Place, answering: Answering, batch_size: int, timeout_seconds: float) -> None:
         self._place = place
         self._listener = place.listener
+        self._alone = CAREFUL_REQUESTS if place.inherited else 0
         self._answering = answering
         self._batch_size = batch_size
         self._timeout_seconds = timeout_seconds
@@ -106,7 +115,7 @@ class Server:
         try:
             while True:
                 # Whatever has arrived meanwhile joins the next batch; nothing is waited for while there is work.
-                ready = self._poll.poll(0 if self._waiting else None)
+                ready = self._poll.poll(0 if self._waiting else None, 1 if self._alone else -1)
                 told = False
                 for descriptor, events in ready:
                     if descriptor == other.fileno():
@@ -130,7 +139,7 @@ class Server:
 
     def _accept(self) -> None:
         """All who wait to be connected: what they have already sent belongs to the next batch."""
-        while True:
+        while not (self._alone and self._waiting):
             try:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
@@ -170,6 +179,7 @@ class Server:
             except OSError:
                 self._drop(connection)
         self._answering.account()
+        self._alone = max(0, self._alone - 1)
 
     def _answers(self, calls: list[Call]) -> list[Answer]:
         signal.setitimer(signal.ITIMER_REAL, self._timeout_seconds)  # its signal ends a worker that is stuck

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 from deploy.node.layout import Layout
+from handlers.server import INHERITED, NEW
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Places:
         self._layout = layout
         self._free: dict[str, asyncio.Queue[socket.socket]] = {}
         self._sockets: dict[str, list[socket.socket]] = {}
+        self._used: set[socket.socket] = set()
         self._leases: set[asyncio.Task[None]] = set()
 
     def open(self, model: str, version: int, workers: int) -> tuple[Path, ...]:
@@ -48,6 +50,7 @@ class Places:
         key = _key(model, str(version))
         self._free.pop(key, None)
         for listener in self._sockets.pop(key, []):
+            self._used.discard(listener)
             Path(listener.getsockname()).unlink(missing_ok=True)
             listener.close()
 
@@ -69,6 +72,7 @@ class Places:
                     lease.cancel()
 
     async def _lease(self, worker: socket.socket) -> None:
+        """One worker's stay in a place."""
         loop = asyncio.get_running_loop()
         with worker:
             question = await loop.sock_recv(worker, _LONGEST_QUESTION)
@@ -80,7 +84,9 @@ class Places:
             # Its predecessor may be dying at this moment.
             listener = await free.get()
             try:
-                socket.send_fds(worker, [b"\0"], [listener.fileno()])
+                said = INHERITED if listener in self._used else NEW
+                self._used.add(listener)
+                socket.send_fds(worker, [said], [listener.fileno()])
                 await loop.sock_recv(worker, 1)  # never sent: this returns when the worker ends
             except OSError:
                 pass

@@ -117,7 +117,7 @@ def failed(settings: Settings) -> str | None:
     return next((v.reason for v in versions if v.version == 2 and v.state == "FAILED"), None)
 
 
-def test_a_worker_killed_under_load_costs_at_most_its_batch(lab: Lab, free_ports: Ports) -> None:
+def test_a_worker_killed_under_load_costs_nobody_an_answer(lab: Lab, free_ports: Ports) -> None:
     """16 clients, 20,000 predictions, SIGKILL to one worker half-way."""
     requests = 20_000
     with node(lab, free_ports(2), lab.alone()) as running:
@@ -132,16 +132,13 @@ def test_a_worker_killed_under_load_costs_at_most_its_batch(lab: Lab, free_ports
         tally = Tally.sum(asking.wait(150))
         assert tally.sent == requests
         assert tally.dropped == []
-        assert sum(tally.statuses.values()) == requests
-        answered, lost = tally.statuses[200], requests - tally.statuses[200]
-        assert lost <= BATCH
-        assert tally.statuses.keys() <= {200, 500, 507}  # TorchServe says either of a dead worker
+        assert tally.statuses == {200: requests}  # what was in flight was asked once more, of its successor
         after = wait_for(lambda: counted(running.settings, before, requests), 15)
         rows = after['shipway_rows_total{model="flights",version="1"}']
-        assert answered <= rows <= answered + BATCH
+        assert requests - BATCH <= rows <= requests  # a batch is counted when its answers are on their way
         for feature in ("dep_delay", "carrier", "probability"):
             assert sum_of(after, "shipway_feature_rows_total", f'feature="{feature}"') == rows
-        assert sum_of(after, "shipway_edge_requests_total", 'code="200"') == answered
+        assert sum_of(after, "shipway_edge_requests_total", 'code="200"') == requests
         (successor,) = workers_of(running, 1)
         assert successor.pid != victim.pid
 
@@ -298,7 +295,7 @@ def test_what_a_local_user_can_do_at_torchserve(lab: Lab, free_ports: Ports) -> 
         assert stat.S_IMODE((run / "admin.sock").stat().st_mode) == 0o600
         assert stat.S_IMODE((run / "ts" / "key_file.json").stat().st_mode) == 0o600
         assert {child.name for child in run.iterdir() if child.is_socket()} == {
-            "admin.sock", "control.sock", "infer.sock", "manage.sock", "metrics.sock",
+            "admin.sock", "control.sock", "infer.sock", "manage.sock", "metrics.sock", "places.sock",
         }  # fmt: skip
 
 

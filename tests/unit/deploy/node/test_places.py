@@ -53,6 +53,7 @@ def test_each_worker_has_a_place_of_its_own_and_its_death_frees_it(layout: Layou
 
     serving(layout, places, take, take, die, take)
     try:
+        assert [place.inherited for place in taken] == [False, True]
         assert {place.listener.getsockname() for place in taken} == {str(first), str(second)}
     finally:
         for place in taken:
