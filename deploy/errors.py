@@ -139,3 +139,7 @@ class LoadFailed(NodeError):
 
 class GoldenFailed(NodeError):
     """This hardware does not reproduce the version's golden outputs; the message names the output and the row."""
+
+
+class ExplainerFailed(NodeError):
+    """A version cannot be explained; the message says why. Its predictions do not depend on it."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from deploy.errors import StateFileInvalid
+from handlers.answer import EXPLAINER
 from handlers.errors import shown
 from model_store.files import write_atomically
 
@@ -37,6 +38,8 @@ class DesiredEndpoint(_Frozen):
 
     model: ModelName
     versions: tuple[DesiredVersion, ...]
+    explainer: int | None = None
+    """The version whose predictions can be explained."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -48,6 +51,10 @@ class DesiredEndpoint(_Frozen):
             raise ValueError(f"every version once; found {numbers}")
         if (total := sum(version.weight for version in self.versions)) != 100:
             raise ValueError(f"the weights must add up to 100; found {total}")
+        if self.explainer is not None and self.explainer not in numbers:
+            raise ValueError(f"the explainer must be one of the versions {numbers}; found {self.explainer}")
+        if self.model.endswith(EXPLAINER):
+            raise ValueError(f"a model's name must not end in {EXPLAINER}; found {self.model}")
         return self
 
 
@@ -74,9 +81,17 @@ class ActualVersion(_Frozen):
     """Why it is not READY, in words."""
 
 
+class ActualExplainer(_Frozen):
+    version: int
+    state: State
+    reason: str = ""
+
+
 class ActualEndpoint(_Frozen):
     model: str
     versions: tuple[ActualVersion, ...]
+    explainer: ActualExplainer | None = None
+    """Its state does not count for the node's: predictions do not depend on it."""
 
 
 class Actual(_Frozen):
@@ -106,8 +121,11 @@ def write_state(path: Path, state: Desired | Actual) -> None:
     write_atomically(path, state.model_dump_json(indent=2).encode() + b"\n")
 
 
-def serve(path: Path, model: str, version: int, digest: str) -> Desired:
-    """Give all of `model`'s traffic to `version`; the version that had it stays loaded at weight 0, others go."""
+def serve(path: Path, model: str, version: int, digest: str, *, explain: bool | None = None) -> Desired:
+    """Give all of `model`'s traffic to `version`; the version that had it stays loaded at weight 0, others go.
+
+    `explain`: whether this version gets an explainer; None for one if the model had one.
+    """
     desired = read_desired(path)
     kept = desired.endpoint(model)
     warm = [v for v in kept.versions if v.weight > 0 and v.version != version] if kept else []
@@ -117,8 +135,11 @@ def serve(path: Path, model: str, version: int, digest: str) -> Desired:
         DesiredVersion(version=version, digest=digest, weight=100),
         *(v.model_copy(update={"weight": 0}) for v in warm),
     )
+    if explain is None:
+        explain = kept is not None and kept.explainer is not None
     others = (endpoint for endpoint in desired.endpoints if endpoint.model != model)
-    changed = Desired(endpoints=(*others, DesiredEndpoint(model=model, versions=versions)))
+    endpoint = DesiredEndpoint(model=model, versions=versions, explainer=version if explain else None)
+    changed = Desired(endpoints=(*others, endpoint))
     write_state(path, changed)
     return changed
 

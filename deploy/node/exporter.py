@@ -65,7 +65,7 @@ def _drift(layout: Layout, versions: Iterable[Loaded]) -> Iterator[Metric]:
     for loaded in versions:
         labels = [loaded.model, str(loaded.version)]
         ready.add_metric(labels, float(loaded.state == "READY"))
-        if loaded.profile is not None:
+        if loaded.profile is not None and not loaded.explains:
             counters = counters_directory(layout.counters, loaded.model, str(loaded.version), loaded.profile_json)
             counts = read_counts(counters, loaded.profile)
             rows.add_metric(labels, float(counts[ROWS]))

@@ -50,11 +50,12 @@ async def replay(workers: Sequence[Path], golden: GoldenSet) -> None:
     Raises GoldenFailed naming the output, the row, what was expected and what this hardware gave.
     """
     for _ in range(2):
-        for status, answer in await asyncio.gather(*(_ask(worker, golden.request) for worker in workers)):
+        for status, answer in await asyncio.gather(*(ask(worker, golden.request) for worker in workers)):
             _compare(golden, status, answer)
 
 
-async def _ask(worker: Path, request: bytes) -> tuple[int, bytes]:
+async def ask(worker: Path, request: bytes) -> tuple[int, bytes]:
+    """A worker's answer to a request in Open Inference JSON: its status and body. Raises GoldenFailed without one."""
     timeout = aiohttp.ClientTimeout(total=_ANSWER_WITHIN_SECONDS)
     try:
         async with (

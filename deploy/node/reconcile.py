@@ -12,13 +12,23 @@ import orjson
 import yaml
 
 from deploy.errors import LoadFailed, NodeError
-from deploy.node import envoy, golden
+from deploy.node import envoy, explainer, golden
 from deploy.node.admin import Admin
-from deploy.node.desired import Actual, ActualEndpoint, ActualVersion, Desired, DesiredEndpoint, DesiredVersion, State
+from deploy.node.desired import (
+    Actual,
+    ActualEndpoint,
+    ActualExplainer,
+    ActualVersion,
+    Desired,
+    DesiredEndpoint,
+    DesiredVersion,
+    State,
+)
 from deploy.node.layout import Layout
 from deploy.node.places import Places
 from deploy.node.routes import routes
 from deploy.node.torchserve import Management
+from handlers.answer import EXPLAINER
 from model_store import signing
 from model_store.archive import archive_name, signature_path, unpack, verify_archive
 from model_store.errors import ModelStoreError
@@ -57,8 +67,13 @@ class Loaded:
         return self.model, self.version
 
     @property
+    def explains(self) -> bool:
+        """Whether it is an explainer: the archive of another model's name, registered once more."""
+        return self.model.endswith(EXPLAINER)
+
+    @property
     def proven(self) -> bool:
-        """Whether it reproduced its golden set here. Its workers may die and come back; that moves no routes."""
+        """Whether it reproduced its golden set here, or explained it. Its workers may come and go; routes do not."""
         return self.registered and self.profile is not None
 
 
@@ -80,11 +95,14 @@ class Reconciler:
 
     async def reconcile(self, desired: Desired) -> None:
         """One pass. A version that cannot be loaded is FAILED, with its reason, and the rest goes on."""
-        wanted = {(endpoint.model, v.version): v.digest for endpoint in desired.endpoints for v in endpoint.versions}
-        for (model, version), digest in wanted.items():
-            await self._ensure(model, version, digest)
-        endpoints = tuple(found for e in desired.endpoints if (found := self._routable(e)))
-        await self._route(endpoints)
+        versions = {(endpoint.model, v.version): v.digest for endpoint in desired.endpoints for v in endpoint.versions}
+        explainers = {key: versions[e.model, key[1]] for e in desired.endpoints if (key := _explainer(e))}
+        # Explainers come last, because predictions must not wait for them.
+        for some in (versions, explainers):
+            for (model, version), digest in some.items():
+                await self._ensure(model, version, digest)
+            await self._route(tuple(found for e in desired.endpoints if (found := self._routable(e))))
+        wanted = versions | explainers
         for key in [key for key in self.loaded if key not in wanted and key not in _named(self.routed)]:
             await self._unload(self.loaded[key])
 
@@ -109,7 +127,11 @@ class Reconciler:
     def actual(self, desired: Desired, pid: int, not_now: str) -> Actual:
         """The state to publish. `not_now`: why the node as a whole is not ready, empty if nothing stands against it."""
         endpoints = tuple(
-            ActualEndpoint(model=e.model, versions=tuple(self._actual_version(e.model, v) for v in e.versions))
+            ActualEndpoint(
+                model=e.model,
+                versions=tuple(self._actual_version(e.model, v) for v in e.versions),
+                explainer=self._actual_explainer(e),
+            )
             for e in desired.endpoints
         )
         missing = [
@@ -118,7 +140,8 @@ class Reconciler:
             for v in e.versions
             if v.state != "READY"
         ]
-        not_routed = [e.model for e in desired.endpoints if e not in self.routed]
+        predicting = [_without_explainer(e) for e in self.routed]
+        not_routed = [e.model for e in desired.endpoints if _without_explainer(e) not in predicting]
         if not missing and not_routed:
             missing = [f"the routes of {', '.join(not_routed)} are not in force yet"]
         if not_now:
@@ -132,6 +155,13 @@ class Reconciler:
         if loaded and loaded.digest != desired.digest:
             state, reason = "FAILED", f"it is loaded as {loaded.digest}; serve another version, then this one again"
         return ActualVersion(**desired.model_dump(), state=state, reason=reason)
+
+    def _actual_explainer(self, endpoint: DesiredEndpoint) -> ActualExplainer | None:
+        key = _explainer(endpoint)
+        if key is None:
+            return None
+        loaded = self.loaded.get(key) or Loaded(*key, "")
+        return ActualExplainer(version=loaded.version, state=loaded.state, reason=loaded.reason)
 
     async def _ensure(self, model: str, version: int, digest: str) -> None:
         current = self.loaded.get((model, version))
@@ -164,7 +194,7 @@ class Reconciler:
         await self.management.register(directory.name)
         loaded.registered = True
         await self._wait_for_workers(loaded)
-        await golden.replay(loaded.workers, golden_set)
+        await (explainer.check if loaded.explains else golden.replay)(loaded.workers, golden_set)
         loaded.profile = profile
 
     def _unpacked(self, loaded: Loaded) -> Path:
@@ -172,17 +202,18 @@ class Reconciler:
 
         It is unpacked here, because TorchServe would do so in a thread that answers inference.
         """
-        name = archive_name(loaded.model, loaded.version, loaded.digest)
-        source, copy = self.archives_dir / name, self.layout.store / name
+        model = loaded.model.removesuffix(EXPLAINER)
+        source = self.archives_dir / archive_name(model, loaded.version, loaded.digest)
+        copy = self.layout.store / archive_name(*loaded.key, loaded.digest)
         try:
-            for path in (source, signature_path(source)):
-                shutil.copyfile(path, self.layout.store / path.name)
+            shutil.copyfile(source, copy)
+            shutil.copyfile(signature_path(source), signature_path(copy))
             trusted = signing.load_trusted(self.trust_dir)
-            verify_archive(copy, loaded.model, loaded.version, loaded.digest, trusted)
-            return unpack(copy)
+            verify_archive(copy, model, loaded.version, loaded.digest, trusted)
+            return explainer.unpack_apart(copy) if loaded.explains else unpack(copy)
         except FileNotFoundError as error:
             raise LoadFailed(
-                f"there is no {error.filename}; make it with: shipway package models:/{loaded.model}/{loaded.version}"
+                f"there is no {error.filename}; make it with: shipway package models:/{model}/{loaded.version}"
             ) from None
         except OSError as error:
             raise LoadFailed(f"{source} cannot be copied and unpacked: {error}") from error
@@ -220,8 +251,19 @@ class Reconciler:
         }
         if all(v.version in ready for v in endpoint.versions if v.weight > 0):
             versions = tuple(v for v in endpoint.versions if v.version in ready)
-            return endpoint.model_copy(update={"versions": versions})
+            return endpoint.model_copy(update={"versions": versions, "explainer": self._explaining(endpoint, ready)})
         return next((routed for routed in self.routed if routed.model == endpoint.model), None)
+
+    def _explaining(self, endpoint: DesiredEndpoint, ready: set[int]) -> int | None:
+        """The version that is explained now: the one before as long as the one that should be is being loaded."""
+        key = _explainer(endpoint)
+        loaded = self.loaded.get(key) if key else None
+        if key is None or (loaded is not None and loaded.state == "FAILED"):
+            return None
+        if loaded is not None and loaded.proven:
+            return endpoint.explainer
+        before = {routed.model: routed.explainer for routed in self.routed}.get(endpoint.model)
+        return before if before in ready else None
 
     async def _route(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         if endpoints == self.routed:
@@ -273,4 +315,13 @@ def describe(loaded: Loaded) -> dict[str, object]:
 
 
 def _named(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
-    return {(endpoint.model, v.version) for endpoint in endpoints for v in endpoint.versions}
+    versions = {(endpoint.model, v.version) for endpoint in endpoints for v in endpoint.versions}
+    return versions | {key for endpoint in endpoints if (key := _explainer(endpoint))}
+
+
+def _explainer(endpoint: DesiredEndpoint) -> Key | None:
+    return None if endpoint.explainer is None else (explainer.explainer_of(endpoint.model), endpoint.explainer)
+
+
+def _without_explainer(endpoint: DesiredEndpoint) -> DesiredEndpoint:
+    return endpoint.model_copy(update={"explainer": None})
