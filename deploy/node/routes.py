@@ -30,6 +30,7 @@ from deploy.node.envoy import (
     set_header,
     watched_file,
 )
+from deploy.node.explainer import explainer_of
 from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
 from handlers.protocol.messages import HEALTH_SERVICE, SERVICE
 
@@ -43,6 +44,8 @@ _REMOVED = (
 _TRACE = ("traceparent", "tracestate")
 """Of W3C's trace context, carried through."""
 _ID_CHARACTERS = 36
+EXPLANATIONS = "explanations"
+SERVED = ("/v2 (Open Inference Protocol)", "/predictions/NAME", f"/{EXPLANATIONS}/NAME")
 
 
 def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
@@ -79,7 +82,7 @@ def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge, *, packed: bool) -> 
     model = endpoint.model
     sharing = [version for version in endpoint.versions if version.weight > 0]
     shares = list(zip(sharing, accumulate(version.weight for version in sharing), strict=True))
-    return [
+    predicting = [
         _predict(match, model, version, protocol, edge, packed=packed)
         for protocol in ((HTTP, ROWS) if packed else (HTTP, ROWS, GRPC))
         for match, version in (
@@ -87,6 +90,20 @@ def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge, *, packed: bool) -> 
             *((_share(_match(protocol, model, None, packed=packed), percent), version) for version, percent in shares),
         )
     ]
+    explained = [version for version in endpoint.versions if version.version == endpoint.explainer]
+    return [*predicting, *(route for version in explained for route in _explain(model, version, edge, packed=packed))]
+
+
+def _explain(model: str, version: DesiredVersion, edge: Edge, *, packed: bool) -> list[Config]:
+    """The same requests as for predictions, at other paths, answered by the version's explainer."""
+    found = []
+    for protocol in (HTTP, ROWS):
+        for pinned in (version.version, None):
+            match = _over_http_to(_path(protocol, model, pinned, explain=True), packed=packed)
+            route = _predict(match, model, version, protocol, edge, packed=packed)
+            cluster = cluster_name(explainer_of(model), version.version)
+            found.append({**route, "name": EXPLANATIONS, "route": {**route["route"], "cluster": cluster}})
+    return found
 
 
 def _share(match: Config, percent: int) -> Config:
@@ -109,10 +126,17 @@ def _match(protocol: str, model: str, version: int | None, *, packed: bool) -> C
             {"name": "x-shipway-version", **pinned},
         ]
         return {"path": f"/{SERVICE}/ModelInfer", "headers": headers}
+    return _over_http_to(_path(protocol, model, version), packed=packed)
+
+
+def _path(protocol: str, model: str, version: int | None, *, explain: bool = False) -> str:
     if protocol == ROWS:
-        path = f"/predictions/{model}" + ("" if version is None else f"/{version}")
-    else:
-        path = f"/v2/models/{model}" + ("" if version is None else f"/versions/{version}") + "/infer"
+        return f"/{EXPLANATIONS if explain else 'predictions'}/{model}" + ("" if version is None else f"/{version}")
+    pinned = "" if version is None else f"/versions/{version}"
+    return f"/v2/models/{model}{pinned}/{'explain' if explain else 'infer'}"
+
+
+def _over_http_to(path: str, *, packed: bool) -> Config:
     # The header has the query in it, and nothing here takes one.
     exactly = {":path": path, ":method": "POST"}
     headers = [{"name": name, "string_match": {"exact": value}} for name, value in exactly.items()]
@@ -154,7 +178,7 @@ def _control_routes(edge: Edge) -> list[Config]:
     plain = {"typed_per_filter_config": _over_http(edge, packed=False)}
     refusal = {
         "status": 404,
-        "body": {"inline_string": "no such path; this node serves /v2 (Open Inference Protocol) and /predictions/NAME"},
+        "body": {"inline_string": f"no such path; this node serves {', '.join(SERVED)}"},
     }
     gzip = {"name": "grpc-encoding", "string_match": {"exact": "gzip"}}
     unpacking = {"typed_per_filter_config": {UNPACK_FILTER: _ON, GRPC_UNPACKED_FILTER: _ON}}
