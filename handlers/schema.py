@@ -85,6 +85,13 @@ class TableSchema:
         document = {"kind": "table", "columns": numbers + categories, "outputs": outputs}
         return orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
 
+    def metadata(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Inputs and outputs in the words of the Open Inference Protocol: every column is a tensor [rows]."""
+        text = {column.name for column in self.categories}
+        inputs = [(name, "BYTES" if name in text else "FP32") for name in self.names]
+        outputs = [(column.name, "FP32") for column in self.outputs]
+        return _entries(inputs), _entries(outputs)
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """All columns, numbers first."""
@@ -147,6 +154,10 @@ class TableSchema:
                 found = Words("a missing value" if np.isnan(values[row]) else "a number that float32 cannot hold")
                 allowed = "finite numbers or null" if column.nullable else "finite numbers"
                 raise InvalidRequest(f"column {column.name!r}, row {row}", "wrong value", found=found, allowed=allowed)
+
+
+def _entries(tensors: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in tensors]
 
 
 def _column(entry: dict[str, Any]) -> NumberColumn | CategoryColumn:

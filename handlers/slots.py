@@ -69,6 +69,10 @@ class DriftCounter:
             self._bins += np.bincount(bins.ravel(), minlength=len(self._bins))
         self._counts[ROWS] += len(bins)
 
+    def count_rows(self, rows: int) -> None:
+        """Count rows whose values stand in no profile."""
+        self._counts[ROWS] += rows
+
 
 def read_counts(directory: Path, profile: Profile) -> IntArray:
     """Counts of all slots of a version's directory added up, int64 [1 + bins]: the rows, then each bin."""

@@ -10,6 +10,7 @@ from handlers.answer import ROWS, Call
 from handlers.base import Array, BaseHandler, Item
 from handlers.errors import InvalidRequest, Words, listed, shown
 from handlers.protocol import rows
+from handlers.protocol.oip_json import parse
 from handlers.schema import TableSchema
 from handlers.slots import DriftCounter
 from handlers.tensors import InferRequest, Tensor
@@ -21,11 +22,11 @@ class TabularHandler(BaseHandler):
     def load(self) -> None:
         self.schema = TableSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = tuple(output.name for output in self.schema.outputs)
-        self._read_rows = rows.reader(self.schema.names)
+        self._pick = rows.picker(self.schema.names)
 
     def read_plain(self, call: Call) -> tuple[Any, int, bool]:
         call.check_content_type(rows.CONTENT_TYPES)
-        found, single = self._read_rows(call.body)
+        found, single = self._pick(parse(call.body))
         return found, len(found), single
 
     def check(self, items: list[Item]) -> list[Array]:

@@ -1,29 +1,31 @@
 """Plain JSON rows, as TorchServe's own `/predictions/NAME` takes them: one object, or a list of objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import orjson
 
 from handlers.errors import InvalidRequest, Words, listed, shown
-from handlers.protocol.oip_json import parse
 
 CONTENT_TYPES = ("application/json",)
 
+Read = TypeVar("Read")
+Picked = tuple[list[tuple[Any, ...]], bool]
 
-def reader(columns: Sequence[str]) -> Callable[[memoryview], tuple[list[tuple[Any, ...]], bool]]:
-    """A function that reads a body: its rows as tuples in the order of `columns`, and whether a single object came.
+
+def picker(columns: Sequence[str]) -> Callable[[object], Picked]:
+    """A function that takes a document apart: its rows as tuples in the order of `columns`, and whether it is one row.
 
     Every row must have exactly these columns.
     """
     # One call in C for a whole row; with one column `itemgetter` would give no tuple.
     pick = itemgetter(*columns) if len(columns) > 1 else lambda row: (row[columns[0]],)
 
-    def decode(body: memoryview) -> tuple[list[tuple[Any, ...]], bool]:
-        document = parse(body)
+    def pick_rows(document: object) -> Picked:
         rows = document if isinstance(document, list) else [document]
         if not rows:
             raise InvalidRequest("body", "empty batch", found=Words("no rows"), allowed="at least one row")
@@ -32,12 +34,47 @@ def reader(columns: Sequence[str]) -> Callable[[memoryview], tuple[list[tuple[An
                 return list(map(pick, rows)), document is not rows
         raise _refusal(rows, columns)
 
-    return decode
+    return pick_rows
+
+
+def each(rows: Sequence[tuple[Any, ...]], read: Callable[[tuple[Any, ...]], Read]) -> list[Read]:
+    """What `read` makes of every row; what it refuses is refused with the row's number."""
+    found: list[Read] = []
+    try:
+        for row in rows:
+            found.append(read(row))  # noqa: PERF401 - its length is the number of the row that is refused
+    except InvalidRequest as error:
+        field = f"row {len(found)}, {error.field}"
+        raise InvalidRequest(field, error.problem, found=error.found, allowed=error.allowed) from None
+    return found
 
 
 def encode(names: Sequence[str], outputs: Sequence[npt.NDArray[Any]], *, single: bool) -> bytes:
-    """A list of objects, one a row, or the one object. Outputs [rows] in the order of their names."""
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*outputs, strict=True)]
+    """A list of objects, one a row, or the one object. Outputs [rows, …] in the order of their names."""
+    return _dumped([dict(zip(names, values, strict=True)) for values in _by_row(outputs)], single=single)
+
+
+def encode_classes(
+    classes: Sequence[str], names: Sequence[str], outputs: Sequence[npt.NDArray[Any]], *, single: bool
+) -> bytes:
+    """The same for an output [rows, classes] of probabilities, and whatever outputs stand behind it."""
+    answers = [
+        {
+            "class": classes[values[0].argmax()],
+            "probabilities": dict(zip(classes, values[0], strict=True)),
+            **dict(zip(names[1:], values[1:], strict=True)),
+        }
+        for values in _by_row(outputs)
+    ]
+    return _dumped(answers, single=single)
+
+
+def _by_row(outputs: Sequence[npt.NDArray[Any]]) -> Iterator[tuple[Any, ...]]:
+    # Only rows that lie in one piece can be written.
+    return zip(*map(np.ascontiguousarray, outputs), strict=True)
+
+
+def _dumped(rows: list[dict[str, Any]], *, single: bool) -> bytes:
     # Numbers stay numpy's, so that a float32 is written with its own digits and not a float64's.
     return orjson.dumps(rows[0] if single else rows, option=orjson.OPT_SERIALIZE_NUMPY)
 

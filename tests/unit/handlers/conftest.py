@@ -37,14 +37,17 @@ def metrics_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def start(archive: Path, metrics_directory: Path) -> Iterator[Callable[[type[BaseHandler]], BaseHandler]]:
-    """A function that initializes a handler as a worker does, counting below `metrics_directory`."""
+def start(archive: Path, metrics_directory: Path) -> Iterator[Callable[..., BaseHandler]]:
+    """A function that initializes a handler as a worker does, counting below `metrics_directory`.
+
+    It serves the tiny model, unless it is given the directory of another.
+    """
     level = logging.getLogger().level
     assert metrics_directory.is_dir()
 
-    def initialize(kind: type[BaseHandler]) -> BaseHandler:
+    def initialize(kind: type[BaseHandler], directory: Path = archive) -> BaseHandler:
         handler = kind()
-        handler.initialize(loading_context(archive))
+        handler.initialize(loading_context(directory))
         return handler
 
     yield initialize

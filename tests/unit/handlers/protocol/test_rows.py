@@ -1,5 +1,7 @@
 """Plain JSON rows: every row has exactly the known columns, whatever their order."""
 
+from typing import Any
+
 import numpy as np
 import orjson
 import pytest
@@ -7,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest, RequestRefused
-from handlers.protocol.rows import encode, reader
+from handlers.protocol.oip_json import parse
+from handlers.protocol.rows import each, encode, encode_classes, picker
 
 COLUMNS = ("delay", "carrier")
-decode = reader(COLUMNS)
+pick = picker(COLUMNS)
+
+
+def decode(body: memoryview) -> tuple[list[tuple[Any, ...]], bool]:
+    return pick(parse(body))
 
 
 def test_one_object_is_one_row() -> None:
@@ -18,7 +25,7 @@ def test_one_object_is_one_row() -> None:
 
 
 def test_table_of_one_column_has_rows_too() -> None:
-    assert reader(("delay",))(memoryview(b'[{"delay": 1}, {"delay": 2}]')) == ([(1,), (2,)], False)
+    assert picker(("delay",))([{"delay": 1}, {"delay": 2}]) == ([(1,), (2,)], False)
 
 
 def test_list_of_objects_has_its_rows_in_the_order_of_the_columns() -> None:
@@ -73,3 +80,24 @@ def test_float32_is_written_with_its_own_digits() -> None:
 
 def test_single_row_is_answered_with_the_object() -> None:
     assert orjson.loads(encode(NAMES[1:], OUTPUTS[1:], single=True)) == {"delay": 3.0}
+
+
+def test_refused_row_is_named() -> None:
+    def read(row: tuple[Any, ...]) -> Any:
+        if row[0] == 3:
+            raise InvalidRequest("input 'x'", "wrong", found=3, allowed="2")
+        return row[0]
+
+    assert each([(1,), (2,)], read) == [1, 2]
+    with pytest.raises(InvalidRequest, match=r"^row 1, input 'x': wrong; found 3; allowed: 2$"):
+        each([(1,), (3,)], read)
+
+
+def test_classes_are_answered_by_name() -> None:
+    probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
+    features = np.array([[1, 2, 3], [4, 5, 6]], np.int64).T.copy().T  # not in one piece by row
+    body = encode_classes(("cat", "dog"), ("probabilities", "features"), (probabilities, features), single=False)
+    assert orjson.loads(body) == [
+        {"class": "dog", "probabilities": {"cat": 0.25, "dog": 0.75}, "features": [1, 2, 3]},
+        {"class": "cat", "probabilities": {"cat": 0.5, "dog": 0.5}, "features": [4, 5, 6]},
+    ]
