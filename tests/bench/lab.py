@@ -27,7 +27,7 @@ class Lab:
     settings: Settings
     console: Console
 
-    def packaged(self, model: str, train: "Callable[[Lab], None]", *options: str) -> Packaged:
+    def packaged(self, model: str, train: "Callable[[Lab], object]", *options: str) -> Packaged:
         """The first version of `model`, trained if there is none, packaged with these options of `shipway package`."""
         from model_store.errors import VersionNotFound
         from model_store.registry import Registry
@@ -37,16 +37,28 @@ class Lab:
         except VersionNotFound:
             self.console.print(f"Making the model {model}, which is kept")
             train(self)
-        with self.console.status(f"shipway package models:/{model}/1 {' '.join(options)}"):
-            path, digest = self.shipway("package", f"models:/{model}/1", *options).split()[-2:]
+        said = self.shipway("package", f"models:/{model}/1", *options)
+        path, digest = said.splitlines()[-2:]
         return Packaged(model, 1, digest, Path(path), self.settings.trust_dir)
 
     def shipway(self, *words: str) -> str:
-        """What a command of the command line printed. Raises subprocess.CalledProcessError; it has said why."""
+        """What a command of the command line printed, which a person sees too.
+
+        Raises subprocess.CalledProcessError; the command has said why.
+        """
+        self.console.print(f"[bold]shipway {' '.join(words)}")
         command = [str(Path(sys.executable).with_name("shipway")), *words]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
         given = {**inherited, **self.settings.as_environment()}
-        return subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True).stdout
+        lines = []
+        # Line by line, because a training takes minutes.
+        with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                self.console.out(line, end="", highlight=False)
+                lines.append(line)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return "".join(lines)
 
 
 @contextmanager

@@ -24,18 +24,22 @@ def show(console: Console, outcome: Outcome) -> None:
     """The rates and latencies of all contestants, and what a request costs where."""
     measured, scenario = outcome.measured, outcome.scenario
     rates = Table(title=f"{scenario.title}: medians of rounds")
-    for column in ("connections", "", "answers/s", "p50, ms", "p99, ms", "processor time of a request, ms"):
-        rates.add_column(column, justify="left" if column in ("", "processor time of a request, ms") else "right")
-    for connections in scenario.connections:
-        for name in scenario.names:
-            one = measured.rounds[name, connections]
-            figures = [f"{measured.middle(name, connections):.0f}", "", "", ""]
-            if one[0].p50_ms is not None:
-                figures[1:3] = [f"{measured.middle(name, connections, each):.2f}" for each in ("p50_ms", "p99_ms")]
-                figures[3] = ", ".join(f"{part} {used:.3f}" for part, used in outcome.cpu_ms(name, connections).items())
-            rates.add_row(str(connections), name, *figures)
-        rates.add_section()
-    console.print(rates)
+    parts = Table(title="processor time of one request, ms")
+    used = {(name, count): outcome.cpu_ms(name, count) for count in scenario.connections for name in scenario.names}
+    names = list(dict.fromkeys(part for each in used.values() for part in each))
+    for table, columns in ((rates, ("answers/s", "p50, ms", "p99, ms")), (parts, (*names, "sum"))):
+        table.add_column("connections", justify="right")
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+    for (name, count), cpu in used.items():
+        latencies = [f"{measured.middle(name, count, each):.2f}" for each in ("p50_ms", "p99_ms") if cpu]
+        end = name == scenario.names[-1]
+        rates.add_row(str(count), name, f"{measured.middle(name, count):.0f}", *latencies, end_section=end)
+        if cpu:
+            cells = [f"{cpu[part]:.3f}" if part in cpu else "" for part in names]
+            parts.add_row(str(count), name, *cells, f"{sum(cpu.values()):.3f}", end_section=end)
+    console.print(rates, parts)
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:

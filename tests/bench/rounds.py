@@ -134,7 +134,9 @@ def bare_loop(name: str, members: Mapping[str, bytes], bodies: Sequence[bytes], 
     directory.mkdir()
     for file, content in {**members, "bare_loop.py": BARE_LOOP.read_bytes()}.items():
         (directory / file).write_bytes(content)
-    (directory / "bodies.hex").write_text("".join(f"{body.hex()}\n" for body in bodies))
+    (directory / "bodies").mkdir()
+    for number, body in enumerate(bodies):
+        (directory / "bodies" / f"{number:06}").write_bytes(body)
     command = [sys.executable, "bare_loop.py"]
     with subprocess.Popen(command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -32,7 +32,7 @@ class Scenario:
     name: str
     title: str
     model: str
-    train: Callable[[Lab], None]
+    train: Callable[[Lab], object]
     network: Network
     bodies: Sequence[bytes]
     """One row each, as the peers take them."""

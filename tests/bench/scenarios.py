@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import model_store
+from handlers.hardware import cpu_target
 from tests.bench import mlp
 from tests.bench.findings import Finding
 from tests.bench.lab import Lab, log_as_users_do
@@ -21,6 +22,10 @@ _SOURCES = Path(model_store.__path__[0])
 
 _FASTAPI = {"workers": 2, "threads": 1, "batch_size": 1, "batch_delay_ms": 0}
 """It does not batch, so that a second process is what uses the second core."""
+
+
+DIGITS = 400
+"""Pictures that are asked for, and whose classes are compared."""
 
 
 def mlp_scenario() -> Scenario:
@@ -79,10 +84,51 @@ def minilm_scenario() -> Scenario:
         name="minilm",
         title="MiniLM-L6, one sentence of 5 to 40 words",
         model="sentences",
-        train=lambda lab: print(lab.shipway("train", "sentences")),  # noqa: T201 - what it prints is its result
+        train=lambda lab: lab.shipway("train", "sentences"),
         network=Network(_SOURCES / "minilm.py", "MiniLM", {}, {"max_tokens": 256}),
         bodies=[sentence.encode() for sentence in sentences(256, shortest=5, longest=40)],
         as_oip=lambda body: oip("sentences", "text", "BYTES", [1], struct.pack("<I", len(body)) + body),
+        connections=(16,),
+        threads=2,
+        peers={"FastAPI": _FASTAPI},
+        variants={OURS: (), OPTIMISED: ("--optimize",)},
+        bare_batch=16,
+        agreement=agreement,
+        bars=bars,
+    )
+
+
+def resnet_scenario() -> Scenario:
+    from model_store import digits, resnet
+
+    images, labels = digits.load()
+    chosen = images[:: len(labels) // DIGITS][:DIGITS]
+    shape = [resnet.COLOURS, resnet.PIXELS, resnet.PIXELS]
+
+    def bars(measured: Measured) -> list[Finding]:
+        best = measured.best(PEERS, 16)
+        capable = cpu_target()["isa"] in ("avx512_vnni", "avx512_bf16")
+        return [
+            _ratio(measured, OURS, BARE, 16, 0.9),
+            _ratio(measured, OPTIMISED, best, 16, 2.5 if capable else None),
+            _ratio(measured, OPTIMISED, BARE, 16),
+            *(_ratio(measured, peer, BARE, 16) for peer in PEERS),
+        ]
+
+    def agreement(reference: Answers, found: Answers) -> Finding:
+        share = float((reference.argmax(1) == found.argmax(1)).mean())
+        return Finding(f"same top-1 of the optimised archive on {DIGITS} digits", share, "share", 0.99)
+
+    return Scenario(
+        name="resnet",
+        title="ResNet-18, one picture of 3 x 224 x 224 uint8",
+        model="resnet",
+        train=lambda lab: lab.shipway("train", "resnet"),
+        network=Network(
+            _SOURCES / "resnet_network.py", "ResNet18", {"classes": 10}, {"dtype": "uint8", "shape": shape}
+        ),
+        bodies=[picture.tobytes() for picture in resnet.blown_up(chosen)],
+        as_oip=lambda body: oip("resnet", resnet.INPUT, "UINT8", [1, *shape], body),
         connections=(16,),
         threads=2,
         peers={"FastAPI": _FASTAPI},
@@ -114,4 +160,8 @@ def _ratio(
     )
 
 
-SCENARIOS: Mapping[str, Callable[[], Scenario]] = {"mlp": mlp_scenario, "minilm": minilm_scenario}
+SCENARIOS: Mapping[str, Callable[[], Scenario]] = {
+    "mlp": mlp_scenario,
+    "minilm": minilm_scenario,
+    "resnet": resnet_scenario,
+}

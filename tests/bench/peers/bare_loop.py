@@ -16,7 +16,7 @@ from task import Task
 def main() -> None:
     package = Path.cwd()
     task = Task(package)
-    bodies = [bytes.fromhex(line) for line in (package / "bodies.hex").read_text().splitlines()]
+    bodies = [path.read_bytes() for path in sorted((package / "bodies").iterdir())]
     if task.tokenizer is not None:
         bodies.sort(key=lambda body: len(task.collate([body])[0][0]))  # so that a batch holds little padding
     size = task.settings["batch_size"]
