@@ -187,14 +187,19 @@ def fetch(settings: Settings, name: str, version: int, digest: str) -> None:
 @cli.command()
 @click.argument("name")
 @click.argument("version", type=click.IntRange(min=1))
+@click.option(
+    "--explain/--no-explain",
+    default=None,
+    help="Answer /explanations/NAME too, in a worker of its own.  [default: as before]",
+)
 @pass_settings
-def serve(settings: Settings, name: str, version: int) -> None:
+def serve(settings: Settings, name: str, version: int, *, explain: bool | None) -> None:
     """Give all traffic of the model NAME to its packaged VERSION."""
     from deploy.node import desired
     from deploy.packaged import packaged_digest
 
     digest = packaged_digest(settings.archives_dir, name, version)
-    desired.serve(settings.desired_file, name, version, digest)
+    desired.serve(settings.desired_file, name, version, digest, explain=explain)
     click.echo(f"{name} version {version} {digest} is asked for; see: shipway status")
 
 

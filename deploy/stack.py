@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.errors import ProgramFailed, ProgramMissing, SettingsChanged, StackBusy
-from deploy.node.desired import Actual, read_actual
+from deploy.node.desired import Actual, ActualEndpoint, read_actual
 from deploy.processes import MARK, check_free, end, marked
 from deploy.programs import Program, environment, programs, prometheus_config
 from deploy.settings import Settings
@@ -34,13 +34,14 @@ DAEMON_WITHIN_SECONDS = 20
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version in service; `state` is LOADING, READY or FAILED."""
+    """One version in service; `state` is LOADING, READY or FAILED, and so is its explainer's, empty without one."""
 
     model: str
     version: int
     digest: str
     weight: int
     state: str
+    explainer: str
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Status:
         processes = Table("program", "state", "pid", "up for")
         for one in self.processes:
             processes.add_row(one.name, one.state, _or_dash(one.pid), _duration(one.uptime_seconds))
-        models = Table("model", "version", "weight", "state", "digest")
+        models = Table("model", "version", "weight", "state", "explainer", "digest")
         for model in self.models:
-            models.add_row(model.model, str(model.version), f"{model.weight}%", model.state, model.digest)
+            models.add_row(
+                model.model, str(model.version), f"{model.weight}%", model.state, model.explainer or "-", model.digest
+            )
         urls = Table("what", "where")
         for name, url in self.urls.items():
             urls.add_row(name, url)
@@ -131,7 +134,7 @@ def status(settings: Settings) -> Status:
             running.get(program.name, Supervised(program.name, "STOPPED", None, None)) for program in programs(settings)
         ],
         models=_models(node) if node else [],
-        warnings=list(node.warnings) if node else [],
+        warnings=[*node.warnings, *_unexplained(node)] if node else [],
     )
 
 
@@ -263,10 +266,20 @@ def _node(actual_file: Path) -> Actual | None:
 def _models(actual: Actual) -> list[ModelStatus]:
     """The versions that a node has loaded."""
     return [
-        ModelStatus(endpoint.model, one.version, one.digest, one.weight, one.state)
+        ModelStatus(endpoint.model, one.version, one.digest, one.weight, one.state, _explainer(endpoint, one.version))
         for endpoint in actual.endpoints
         for one in endpoint.versions
     ]
+
+
+def _explainer(endpoint: ActualEndpoint, version: int) -> str:
+    explainer = endpoint.explainer
+    return explainer.state if explainer and explainer.version == version else ""
+
+
+def _unexplained(actual: Actual) -> list[str]:
+    explainers = [(endpoint.model, endpoint.explainer) for endpoint in actual.endpoints if endpoint.explainer]
+    return [f"the explainer of {model} version {e.version}: {e.reason}" for model, e in explainers if e.reason]
 
 
 def _log(settings: Settings, program: Program) -> Path:

@@ -5,6 +5,7 @@ those who watch it.
 """
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version as package_version
 from typing import Any, Protocol
@@ -23,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 PROTOBUF = "application/x-protobuf"
 EXTENSIONS = ("binary_tensor_data",)
+_ASKED = re.compile(
+    r"/(?P<plain>predictions|explanations)/(?P<model>[^/]+)(/(?P<version>[^/]+))?/?"
+    r"|/v2/models/(?P<name>[^/]+)(/versions/(?P<number>[^/]+))?/(?P<oip>infer|explain)/?"
+)
+"""The paths that routes take for the models in service."""
 _OK, _INVALID, _NOT_FOUND, _UNIMPLEMENTED = 0, 3, 5, 12
 
 
@@ -82,6 +88,18 @@ def unknown(view: NodeView, model: str, version: str) -> str:
     return f"model {shown(model)} is not served here; served: {', '.join(sorted(served)) or 'none yet'}"
 
 
+def unexplained(view: NodeView, model: str, version: str) -> tuple[int, str] | None:
+    """Status and words where a version in service cannot be explained now."""
+    explainer = next((e.explainer for e in view.actual().endpoints if e.model == model), None)
+    if explainer is None:
+        return 404, f"model {shown(model)} has no explainer here"
+    if version not in ("", str(explainer.version)):
+        return 404, f"version {version} of model {shown(model)} has no explainer here; version {explainer.version} has"
+    if explainer.state != "READY":
+        return 503, f"the explainer of model {shown(model)} version {explainer.version} is {explainer.state}"
+    return None
+
+
 class _Http:
     def __init__(self, view: NodeView) -> None:
         self._view = view
@@ -113,15 +131,14 @@ class _Http:
             return _error(400, f"query: nothing here takes one; found {shown(request.query_string)}")
         if request.content_type == PROTOBUF:
             return _grpc_error(_UNIMPLEMENTED, f"no such service; there is {messages.SERVICE}")
-        parts = request.path.strip("/").split("/")
-        if parts[0] == "predictions" and len(parts) in (2, 3):
-            model, version = parts[1], parts[2] if len(parts) == 3 else ""
-        elif parts[:2] == ["v2", "models"] and parts[-1] == "infer" and len(parts) in (4, 6):
-            model, version = parts[2], parts[4] if len(parts) == 6 else ""
-        else:
+        named = _ASKED.fullmatch(request.path)
+        if named is None:
             return _error(404, f"no such path: {request.path}")
+        model, version = named["model"] or named["name"], named["version"] or named["number"] or ""
         if _select(self._view, model, version) is None:
             return _error(404, unknown(self._view, model, version))
+        if (named["plain"] or named["oip"]).startswith("expl") and (refusal := unexplained(self._view, model, version)):
+            return _error(*refusal)
         return _error(405, f"{request.method} is not allowed here; allowed: POST", {"allow": "POST"})
 
     def _find(self, request: web.Request) -> Loaded | None:

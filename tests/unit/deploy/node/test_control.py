@@ -2,8 +2,8 @@
 
 import pytest
 
-from deploy.node.control import _select, unknown
-from deploy.node.desired import Actual
+from deploy.node.control import _select, unexplained, unknown
+from deploy.node.desired import Actual, ActualEndpoint, ActualExplainer, State
 from deploy.node.reconcile import Loaded
 
 VERSIONS = {2: Loaded("flights", 2, ""), 1: Loaded("flights", 1, "")}
@@ -47,3 +47,31 @@ def test_words_name_what_is_served(model: str, version: str, words: str) -> None
 
 def test_words_stay_short() -> None:
     assert len(unknown(View(), "x" * 10**6, "")) < 200
+
+
+class Explained(View):
+    """The same with an explainer, or none."""
+
+    def __init__(self, explainer: ActualExplainer | None) -> None:
+        self._endpoint = ActualEndpoint(model="flights", versions=(), explainer=explainer)
+
+    def actual(self) -> Actual:
+        return Actual(pid=1, ready=True, endpoints=(self._endpoint,))
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "refusal"),
+    [
+        ("", "READY", None),
+        ("2", "READY", None),
+        ("1", "READY", (404, "version 1 of model 'flights' has no explainer here; version 2 has")),
+        ("", "LOADING", (503, "the explainer of model 'flights' version 2 is LOADING")),
+        ("2", "FAILED", (503, "the explainer of model 'flights' version 2 is FAILED")),
+    ],
+)
+def test_what_has_no_explainer_is_told(version: str, state: State, refusal: tuple[int, str] | None) -> None:
+    assert unexplained(Explained(ActualExplainer(version=2, state=state)), "flights", version) == refusal
+
+
+def test_model_without_an_explainer_says_so() -> None:
+    assert unexplained(Explained(None), "flights", "") == (404, "model 'flights' has no explainer here")

@@ -88,6 +88,14 @@ AT = "endpoints.0.versions.0"
             endpoints({"model": "a", "versions": [{**VERSION, "weight": 50}] * 2}),
             "endpoints.0: every version once; found [1, 1]",
         ),
+        (
+            endpoints({"model": "a", "versions": [VERSION], "explainer": 2}),
+            "endpoints.0: the explainer must be one of the versions [1]; found 2",
+        ),
+        (
+            endpoints({"model": "a-explainer", "versions": [VERSION]}),
+            "endpoints.0: a model's name must not end in -explainer; found a-explainer",
+        ),
         (endpoints(*[{"model": "a", "versions": [VERSION]}] * 2), "every model once; found ['a', 'a']"),
     ],
 )
@@ -190,3 +198,19 @@ def test_other_models_are_left_as_they_are(tmp_path: Path) -> None:
     found = serve(path, "flights", 1, DIGESTS[1])
     assert weights(found, "trains") == {4: 100}
     assert found.endpoint("ships") is None
+
+
+def explained(desired: Desired) -> int | None:
+    endpoint = desired.endpoint("flights")
+    assert endpoint is not None
+    return endpoint.explainer
+
+
+def test_explainer_follows_the_traffic_until_it_is_not_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "desired.json"
+    assert explained(serve(path, "flights", 1, DIGESTS[1])) is None
+    assert explained(serve(path, "flights", 1, DIGESTS[1], explain=True)) == 1
+    assert explained(serve(path, "flights", 2, DIGESTS[2])) == 2
+    assert explained(read_desired(path)) == 2
+    assert explained(serve(path, "flights", 2, DIGESTS[2], explain=False)) is None
+    assert explained(serve(path, "flights", 3, DIGESTS[3])) is None
