@@ -93,18 +93,22 @@ def transport_socket(directory: Path) -> Config:
 def create_self_signed(certificate: Path, key: Path, names: Sequence[str]) -> None:
     """Make a pair for trying out, valid for `DAYS` days for these DNS names and addresses; replaces an older one."""
     private = ec.generate_private_key(ec.SECP256R1())
+    public = private.public_key()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     now = dt.datetime.now(dt.UTC)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
-        .public_key(private.public_key())
+        .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))  # a client's clock may be behind
         .not_valid_after(now + dt.timedelta(days=DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        # By these a client that trusts several of the same name finds the right one.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
     )
     signed = builder.sign(private, hashes.SHA256())
     for path in (certificate, key):
