@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that a base install prints it
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,6 +28,13 @@ pass_settings = click.make_pass_decorator(Settings)
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Listen beyond loopback even without TLS or authentication (SHIPWAY_INSECURE)."
 )
+
+
+def _host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not re.fullmatch(r"[A-Za-z0-9*._:-]{1,253}", value):
+            raise click.BadParameter(f"{value!r} is neither a DNS name nor an IP address")
+    return values
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,7 +119,7 @@ def revoke_api_key(settings: Settings, name: str) -> None:
 
 
 @keys.command("tls")
-@click.option("--name", "names", multiple=True, help="A DNS name or IP address of the node. May be repeated.")
+@click.option("--name", "names", multiple=True, callback=_host_names, help="A DNS name or address; may be repeated.")
 @pass_settings
 def create_certificate(settings: Settings, names: tuple[str, ...]) -> None:
     """Make a self-signed certificate for trying out TLS, or a new one in its place."""

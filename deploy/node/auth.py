@@ -6,10 +6,13 @@ JWTs of one issuer, verified by Envoy with the issuer's public keys. `auth.lua` 
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import json
+import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -76,11 +79,6 @@ def read_api_keys(path: Path) -> tuple[ApiKey, ...]:
 
 def add_api_key(path: Path, name: str, scopes: Sequence[Scope]) -> str:
     """A new key, whose digest is now in the file `path`, which is made if it is not there. Raises EdgeFileInvalid."""
-    keys = read_api_keys(path) if path.exists() else ()
-    if any(key.name == name for key in keys):
-        raise EdgeFileInvalid(
-            path, f"it has a key {shown(name)} already; choose another name, or revoke that one first"
-        )
     key = "sw_" + secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     try:
@@ -88,22 +86,41 @@ def add_api_key(path: Path, name: str, scopes: Sequence[Scope]) -> str:
     except ValidationError:
         allowed = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64"
         raise EdgeFileInvalid(path, f"a key's name has {allowed}; found {shown(name)}") from None
-    _write_api_keys(path, (*keys, added))
+    with _writing(path):
+        keys = read_api_keys(path) if path.exists() else ()
+        if any(each.name == name for each in keys):
+            raise EdgeFileInvalid(path, f"it has a key {shown(name)} already; choose another name, or revoke that one")
+        _write_api_keys(path, (*keys, added))
     return key
 
 
 def revoke_api_key(path: Path, name: str) -> None:
     """Take the key `name` out of the file `path`. Raises EdgeFileInvalid."""
-    keys = read_api_keys(path)
-    left = tuple(key for key in keys if key.name != name)
-    if len(left) == len(keys):
-        found = ", ".join(key.name for key in keys) or "none"
-        raise EdgeFileInvalid(path, f"it has no key {shown(name)}; it has: {found}")
-    _write_api_keys(path, left)
+    with _writing(path):
+        keys = read_api_keys(path)
+        left = tuple(key for key in keys if key.name != name)
+        if len(left) == len(keys):
+            found = ", ".join(key.name for key in keys) or "none"
+            raise EdgeFileInvalid(path, f"it has no key {shown(name)}; it has: {found}")
+        _write_api_keys(path, left)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Alone with the file `path`, so that of two who change it at once neither undoes what the other did."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise EdgeFileInvalid(path, f"it cannot be written: {error.strerror}") from error
 
 
 def _write_api_keys(path: Path, keys: tuple[ApiKey, ...]) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(path, _ApiKeys(keys=keys).model_dump_json(indent=2).encode() + b"\n", mode=0o600)
 
 

@@ -91,7 +91,10 @@ def transport_socket(directory: Path) -> Config:
 
 
 def create_self_signed(certificate: Path, key: Path, names: Sequence[str]) -> None:
-    """Make a pair for trying out, valid for `DAYS` days for these DNS names and addresses; replaces an older one."""
+    """Make a pair for trying out, valid for `DAYS` days for these DNS names and addresses; replaces an older one.
+
+    Raises EdgeFileInvalid.
+    """
     private = ec.generate_private_key(ec.SECP256R1())
     public = private.public_key()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
@@ -111,10 +114,13 @@ def create_self_signed(certificate: Path, key: Path, names: Sequence[str]) -> No
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
     )
     signed = builder.sign(private, hashes.SHA256())
-    for path in (certificate, key):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
-    write_atomically(certificate, signed.public_bytes(Encoding.PEM))
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for path, data, mode in ((key, pem, 0o600), (certificate, signed.public_bytes(Encoding.PEM), 0o644)):
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, data, mode)
+        except OSError as error:
+            raise EdgeFileInvalid(path, f"it cannot be written: {error.strerror}") from error
 
 
 def _general_name(name: str) -> x509.GeneralName:

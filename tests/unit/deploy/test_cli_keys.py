@@ -52,6 +52,20 @@ def test_a_certificate_for_trying_out_can_be_used(state_dir: Path) -> None:
         tls.pair(certificate, key)
 
 
+def test_a_name_that_is_none_is_refused(state_dir: Path) -> None:
+    result = shipway("keys", "tls", "--name", "nöde", state_dir=str(state_dir))
+    assert result.exit_code == 2
+    assert "'nöde' is neither a DNS name nor an IP address" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("api", "alice", "--scope", "infer"), ("tls",)])
+def test_what_cannot_be_written_is_said(state_dir: Path, arguments: tuple[str, ...]) -> None:
+    (state_dir / "keys").write_text("a file where the directory should be")
+    result = shipway("keys", *arguments, state_dir=str(state_dir))
+    assert isinstance(result.exception, EdgeFileInvalid)
+    assert "it cannot be written: " in str(result.exception)
+
+
 @pytest.mark.parametrize("command", ["node", "up"])
 def test_nothing_starts_that_everybody_could_ask(state_dir: Path, command: str) -> None:
     result = shipway(command, state_dir=str(state_dir / "new"), host="0.0.0.0")

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +82,13 @@ def test_a_name_is_there_once(tmp_path: Path) -> None:
     auth.add_api_key(tmp_path / "keys.json", "alice", ["infer"])
     with pytest.raises(EdgeFileInvalid, match="it has a key 'alice' already"):
         auth.add_api_key(tmp_path / "keys.json", "alice", ["infer"])
+
+
+def test_of_keys_that_are_made_at_once_none_is_lost(tmp_path: Path) -> None:
+    path, names = tmp_path / "keys.json", [f"n{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: auth.add_api_key(path, name, ["infer"]), names))
+    assert sorted(key.name for key in auth.read_api_keys(path)) == names
 
 
 def entry(**changes: object) -> dict[str, object]:
