@@ -8,13 +8,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def epochs(console: Console, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar for `total` epochs; call what it gives after each of them, with what it came to in words."""
+def epochs(console: Console, total: int, unit: str = "epochs") -> Iterator[Callable[[str], None]]:
+    """A bar for `total` epochs or other units; call what it gives after each, with what it came to in words."""
     bar = Progress(
         TextColumn("Training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("epochs"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
         console=console,
