@@ -23,12 +23,18 @@ EDGE = "edge"
 
 GRPC_ROUTE_FILTER, GRPC_ERRORS_FILTER = "shipway.grpc_route", "shipway.grpc_errors"
 GRPC_UNPACKED_FILTER = "shipway.grpc_unpacked"
-UNPACK_FILTER, PACK_FILTER = "envoy.filters.http.decompressor", "envoy.filters.http.compressor"
+GRPC_UNPACK_FILTER, UNPACK_FILTER, PACK_FILTER = "shipway.grpc_unpack", "shipway.unpack", "shipway.pack"
 BRIDGE_FILTER = "envoy.filters.http.grpc_http1_reverse_bridge"
-BUFFER_FILTER, _ROUTER = "envoy.filters.http.buffer", "envoy.filters.http.router"
+GRPC_BUFFER_FILTER, BUFFER_FILTER, _ROUTER = "shipway.grpc_buffer", "shipway.buffer", "envoy.filters.http.router"
 _FRAME_BYTES = 5  # before each gRPC message
-_UNPACKED_RATIO = 100
-"""A gzip body is unpacked up to so many times its size, and no further: it may be meant to exhaust the memory."""
+_READ_BYTES = 1 << 16
+"""What is read of a connection at once, and unpacked at once: to a thousand times as much by what is meant to hurt."""
+_GZIP_RATIO = 1032
+"""The most that gzip can say with one byte."""
+_GRPC_RATIO = 100
+"""A packed message is in the memory whole, so it is unpacked to so many times its size at most."""
+_GRPC_PACKED_SHARE = 8
+"""And it may have this share of the largest body at most."""
 _SMALLEST_PACKED_BYTES = 4096
 PREDICTION_ID = "x-shipway-prediction-id"
 
@@ -162,22 +168,28 @@ def _listener(edge: Edge, layout: Layout) -> Config:
     return {
         "name": EDGE,
         "address": {"socket_address": {"address": edge.host, "port_value": edge.port}},
-        "per_connection_buffer_limit_bytes": edge.max_body_bytes + _FRAME_BYTES,
+        "per_connection_buffer_limit_bytes": _READ_BYTES,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}], **secured}],
     }
 
 
 def _filters(edge: Edge) -> list[Config]:
+    """In the order in which a request meets them. Its route says which: half of them are for gRPC alone."""
     bridge = {"content_type": "application/x-protobuf", "withhold_grpc_frames": True}
+    limits = f"local MAX_BODY_BYTES, MAX_RATIO = {edge.max_body_bytes}, {_GRPC_RATIO}\n"
+    limits += f"local MAX_PACKED_BYTES = {edge.max_body_bytes // _GRPC_PACKED_SHARE}\n"
+    buffer = "http.buffer.v3.Buffer"
     return [
         *edge.guard.filters,
-        _lua(GRPC_ROUTE_FILTER, "grpc_head.lua", "grpc_route.lua"),
+        typed(GRPC_BUFFER_FILTER, buffer, max_request_bytes=edge.max_body_bytes + _FRAME_BYTES),
+        _lua(GRPC_ROUTE_FILTER, limits, _script("grpc_head.lua"), _script("grpc_route.lua")),
         typed(BRIDGE_FILTER, "http.grpc_http1_reverse_bridge.v3.FilterConfig", **bridge),
-        _only_by_route(_unpack()),
-        _only_by_route(_lua(GRPC_UNPACKED_FILTER, "grpc_head.lua", "grpc_unpacked.lua")),
-        typed(BUFFER_FILTER, "http.buffer.v3.Buffer", max_request_bytes=edge.max_body_bytes + _FRAME_BYTES),
+        _only_by_route(_unpack(GRPC_UNPACK_FILTER, _GRPC_RATIO)),
+        _only_by_route(_lua(GRPC_UNPACKED_FILTER, _script("grpc_head.lua"), _script("grpc_unpacked.lua"))),
+        _only_by_route(_unpack(UNPACK_FILTER, _GZIP_RATIO)),
+        _only_by_route(typed(BUFFER_FILTER, buffer, max_request_bytes=edge.max_body_bytes)),
         _only_by_route(_pack()),
-        _lua(GRPC_ERRORS_FILTER, "grpc_errors.lua"),
+        _lua(GRPC_ERRORS_FILTER, _script("grpc_errors.lua")),
         typed(_ROUTER, "http.router.v3.Router", suppress_envoy_headers=True),
     ]
 
@@ -187,25 +199,22 @@ def _only_by_route(config: Config) -> Config:
     return {**config, "disabled": True}
 
 
-def _unpack() -> Config:
+def _unpack(name: str, ratio: int) -> Config:
     kind = "type.googleapis.com/envoy.extensions.compression.gzip.decompressor.v3.Gzip"
-    off = {"common_config": {"enabled": _runtime_flag(default=False)}}
+    never = {"default_value": False, "runtime_key": "shipway.unused"}
     return typed(
-        UNPACK_FILTER,
+        name,
         "http.decompressor.v3.Decompressor",
-        decompressor_library={
-            "name": "gzip",
-            "typed_config": {"@type": kind, "max_inflate_ratio": _UNPACKED_RATIO},
-        },
+        decompressor_library={"name": "gzip", "typed_config": {"@type": kind, "max_inflate_ratio": ratio}},
         request_direction_config={"advertise_accept_encoding": False},
-        response_direction_config=off,
+        response_direction_config={"common_config": {"enabled": never}},
     )
 
 
 def _pack() -> Config:
-    """Only JSON: raw tensors hardly become smaller."""
+    """Only what Envoy takes for text, JSON among it: raw tensors hardly become smaller."""
     kind = "type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip"
-    worth = {"min_content_length": _SMALLEST_PACKED_BYTES, "content_type": ["application/json"]}
+    worth = {"min_content_length": _SMALLEST_PACKED_BYTES}
     return typed(
         PACK_FILTER,
         "http.compressor.v3.Compressor",
@@ -219,8 +228,11 @@ def typed(name: str, kind: str, **fields: object) -> Config:
 
 
 def _lua(name: str, *parts: str) -> Config:
-    source = "".join(files("deploy.node").joinpath(part).read_text() for part in parts)
-    return typed(name, "http.lua.v3.Lua", default_source_code={"inline_string": source})
+    return typed(name, "http.lua.v3.Lua", default_source_code={"inline_string": "".join(parts)})
+
+
+def _script(file: str) -> str:
+    return files("deploy.node").joinpath(file).read_text()
 
 
 def _local_replies(edge: Edge) -> Config:
@@ -263,10 +275,6 @@ def over_grpc() -> Config:
 
 def _flags(*flags: str) -> Config:
     return {"response_flag_filter": {"flags": list(flags)}}
-
-
-def _runtime_flag(*, default: bool) -> Config:
-    return {"default_value": default, "runtime_key": "shipway.unused"}
 
 
 def _runtime_value(value: int) -> Config:

@@ -16,8 +16,10 @@ from deploy.node.envoy import (
     BUFFER_FILTER,
     CONTROL_CLUSTER,
     EDGE,
+    GRPC_BUFFER_FILTER,
     GRPC_ERRORS_FILTER,
     GRPC_ROUTE_FILTER,
+    GRPC_UNPACK_FILTER,
     GRPC_UNPACKED_FILTER,
     PACK_FILTER,
     PREDICTION_ID,
@@ -60,7 +62,7 @@ def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
                 for e in endpoints
                 for route in _endpoint_routes(e, edge, packed=packed)
             ),
-            *_control_routes(edge),
+            *_control_routes(),
         ],
     }
     return watched_file(
@@ -148,6 +150,7 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
     return {
         "name": protocol,  # for the access log
         "match": match,
+        "request_body_buffer_limit": edge.max_body_bytes,  # so much is kept for a second try
         "route": {
             "cluster": cluster_name(model, version.version),
             "timeout": f"{edge.timeout_seconds}s",
@@ -167,24 +170,29 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
             # Only in the answers of those who sent them.
             *(set_header(name, f"%REQ({name})%") for name in _TRACE),
         ],
-        **({} if protocol == GRPC else {"typed_per_filter_config": _over_http(edge, packed=packed)}),
+        **({} if protocol == GRPC else {"typed_per_filter_config": _over_http(packed=packed)}),
     }
 
 
-def _control_routes(edge: Edge) -> list[Config]:
+def _control_routes() -> list[Config]:
     """What the launcher answers: health, metadata, and words for whatever names no model or version of this node."""
     control = {"cluster": CONTROL_CLUSTER, "timeout": "5s"}
     http_prefixes = ("/v2", "/predictions/", "/explanations/")
-    plain = {"typed_per_filter_config": _over_http(edge, packed=False)}
+    plain = {"typed_per_filter_config": _over_http(packed=False)}
     refusal = {
         "status": 404,
         "body": {"inline_string": f"no such path; this node serves {', '.join(SERVED)}"},
     }
     gzip = {"name": "grpc-encoding", "string_match": {"exact": "gzip"}}
-    unpacking = {"typed_per_filter_config": {UNPACK_FILTER: _ON, GRPC_UNPACKED_FILTER: _ON}}
+    # The second buffer says how long the unpacked message is.
+    unpacking = dict.fromkeys((GRPC_UNPACK_FILTER, GRPC_UNPACKED_FILTER, BUFFER_FILTER), _ON)
     return [
         *_streaming_routes(),
-        {"match": {"prefix": "/", "grpc": {}, "headers": [gzip]}, "route": control, **unpacking},
+        {
+            "match": {"prefix": "/", "grpc": {}, "headers": [gzip]},
+            "route": control,
+            "typed_per_filter_config": unpacking,
+        },
         {"match": {"prefix": f"/{SERVICE}/"}, "route": control},
         *({"match": {"prefix": prefix}, "route": control, **plain} for prefix in http_prefixes),
         # Twice: the bridge changes the content type and has the route chosen again.
@@ -202,12 +210,12 @@ def _streaming_routes() -> list[Config]:
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "the file at /v2/proto",
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "the file at /v2/proto",
     }
-    off = {BRIDGE_FILTER: _OFF, BUFFER_FILTER: _OFF, GRPC_ERRORS_FILTER: _OFF}
+    off = {GRPC_BUFFER_FILTER: _OFF, BRIDGE_FILTER: _OFF, GRPC_ERRORS_FILTER: _OFF}
     return [
         {
             "match": {"path": f"/{path}"},
             "direct_response": {
-                "status": 501,
+                "status": 404,  # which gRPC calls UNIMPLEMENTED
                 "body": {"inline_string": f"{path} is a streaming call, and this node answers none; use {words}"},
             },
             "typed_per_filter_config": off,
@@ -220,15 +228,8 @@ _OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disa
 _ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
 
-def _over_http(edge: Edge, *, packed: bool) -> Config:
-    """Per-route switches that take the gRPC filters, and the room for gRPC's frame, out of an HTTP request's way."""
-    return {
-        GRPC_ROUTE_FILTER: _OFF,
-        GRPC_ERRORS_FILTER: _OFF,
-        BRIDGE_FILTER: _OFF,
-        BUFFER_FILTER: {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-            "buffer": {"max_request_bytes": edge.max_body_bytes},
-        },
-        **({UNPACK_FILTER: _ON, PACK_FILTER: _ON} if packed else {}),
-    }
+def _over_http(*, packed: bool) -> Config:
+    """Per-route switches: no gRPC filters, and those that unpack and pack only for who needs them."""
+    off = (GRPC_BUFFER_FILTER, GRPC_ROUTE_FILTER, BRIDGE_FILTER, GRPC_ERRORS_FILTER)
+    on = (BUFFER_FILTER, UNPACK_FILTER, PACK_FILTER) if packed else (BUFFER_FILTER,)
+    return {**dict.fromkeys(off, _OFF), **dict.fromkeys(on, _ON)}

@@ -40,6 +40,7 @@ class Answer:
 class RealEdge:
     layout: Layout
     edge: Edge
+    pid: int
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
         connection = connect(self.edge)
@@ -98,7 +99,7 @@ def real_edge(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) 
             workers.enter_context(_echo(worker_socket(layout, version), f"{model}/{version}"))
         try:
             _wait_for(layout, edge, envoy)
-            yield RealEdge(layout, edge)
+            yield RealEdge(layout, edge, envoy.pid)
         finally:
             envoy.kill()
 
@@ -130,11 +131,14 @@ def _echo(socket: Path, name: str) -> Iterator[None]:
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
+            sent = self.rfile.read(int(self.headers.get("content-length", 0)))
             time.sleep(float(self.headers.get("x-test-seconds", 0)))
-            seen = {"server": name, "path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}}
-            body = json.dumps(seen).encode()
+            headers = {k.lower(): v for k, v in self.headers.items()}
+            seen = {"server": name, "path": self.path, "headers": headers, "body": sent[:1000].decode("latin-1")}
+            body = json.dumps({**seen, "size": len(sent)}).encode().ljust(int(headers.get("x-test-bytes", 0)))
             self.send_response(int(self.headers.get("x-test-status", "200")))
+            over_grpc = headers.get("content-type") == "application/x-protobuf"
+            self.send_header("content-type", "application/x-protobuf" if over_grpc else "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -152,3 +156,15 @@ def _echo(socket: Path, name: str) -> Iterator[None]:
         finally:
             server.shutdown()
             serving.join()
+
+
+def wait_for_line(log: Path, text: str) -> dict[str, Any]:
+    """Envoy writes its log some time after the answer."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        for line in log.read_text().splitlines():
+            if text in line:
+                found: dict[str, Any] = json.loads(line)
+                return found
+        time.sleep(0.05)
+    raise AssertionError(f"{log} has no line with {text}")

