@@ -18,6 +18,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import numpy.typing as npt
+import torch
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -145,7 +146,8 @@ class Registry:
         info = mlflow.pytorch.log_model(
             network,
             name="model",
-            input_example=example,
+            # As tensors: for one numpy array MLflow would also load the model again, to serve it by itself.
+            input_example=tuple(map(torch.from_numpy, example)),
             signature=signature,
             serialization_format="pt2",
             pip_requirements=requirements,  # or MLflow installs an environment to find them out

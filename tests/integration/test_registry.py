@@ -9,7 +9,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,25 @@ import torch
 
 from handlers.program import load_program
 from handlers.schema import TableSchema
+from model_store import digits
 from model_store import registry as registry_module
 from model_store.archive import read_member, signature_path, verify_archive
+from model_store.describing import opened
 from model_store.errors import (
     ArchiveRefused,
     ArtifactMissing,
+    GoldenRefused,
+    HandlerUnusable,
     KeyUnusable,
     ModelUriInvalid,
+    NotServable,
     RegistryUnreachable,
+    SignatureUnusable,
     SourceRefused,
     VersionNotFound,
 )
 from model_store.fitting import Plan
+from model_store.golden import answered
 from model_store.lateness import GOLDEN_ROWS
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
@@ -40,6 +49,7 @@ from model_store.signing import create_key, load_trusted
 from model_store.training import train
 from model_store.worker_plan import WorkerPlan
 from monitoring.profile import Profile
+from tests.integration.users_models import COMMIT, Plain
 
 START_SECONDS = 90
 SERVER_ENVIRONMENT = {
@@ -113,6 +123,35 @@ def packaged(tracking_uri: str, trained: RegisteredVersion, home: Path, signing_
     return package(trained.uri, tracking_uri=tracking_uri, archives_dir=home / "archives", signing_key=signing_key)
 
 
+@pytest.fixture(scope="module")
+def users_models(tracking_uri: str) -> str:
+    """The registry has what users logged; the name of the one that is whole."""
+    script = Path(__file__).with_name("users_models.py")
+    subprocess.run([sys.executable, script, tracking_uri], env={**os.environ, **ENVIRONMENT}, check=True)
+    return "plain"
+
+
+@pytest.fixture(scope="module")
+def every_kind(
+    tracking_uri: str, users_models: str, packaged: PackagedVersion, home: Path, signing_key: Path
+) -> dict[str, PackagedVersion]:
+    """One version of every kind of model that is trained here, by name; `plain` was logged by a user."""
+    train("delays", tracking_uri=tracking_uri)
+    train("digits", tracking_uri=tracking_uri, plan=digits.Plan(epochs=1))
+    made = {
+        model: package(
+            f"models:/{model}/1", tracking_uri=tracking_uri, archives_dir=home / "archives", signing_key=signing_key
+        )
+        for model in ("delays", "digits", users_models)
+    }
+    return {"flights": packaged, **made}
+
+
+def all_members(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
 def run_of(tracking_uri: str, run_id: str) -> dict[str, Any]:
     """The run as MLflow's own REST interface gives it."""
     with urllib.request.urlopen(f"{tracking_uri}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
@@ -180,25 +219,54 @@ def test_the_profile_counts_the_training_rows_of_every_column(packaged: Packaged
 
 
 def test_packaging_again_gives_the_same_digest_in_another_process_too(
-    tracking_uri: str, packaged: PackagedVersion, home: Path, signing_key: Path
+    tracking_uri: str, every_kind: dict[str, PackagedVersion], home: Path, signing_key: Path
 ) -> None:
     program = (
         "import sys; from pathlib import Path; from model_store.package import package;"
-        "uri, archives, key = sys.argv[1:];"
-        "print(package('models:/flights@champion', tracking_uri=uri, archives_dir=Path(archives),"
-        " signing_key=Path(key)).digest)"
+        "uri, archives, key, *models = sys.argv[1:];"
+        "[print(package(f'models:/{model}/1', tracking_uri=uri, archives_dir=Path(archives),"
+        " signing_key=Path(key)).digest) for model in models]"
     )
-    command = [sys.executable, "-c", program, tracking_uri, str(home / "elsewhere"), str(signing_key)]
+    command = [sys.executable, "-c", program, tracking_uri, str(home / "elsewhere"), str(signing_key), *every_kind]
     again = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True
     )
-    assert again.stdout.splitlines() == [packaged.digest]
     assert again.stderr == ""
-    assert (home / "elsewhere" / packaged.archive.name).read_bytes() == packaged.archive.read_bytes()
-    assert sorted(path.name for path in (home / "elsewhere").iterdir()) == [
-        packaged.archive.name,
-        signature_path(packaged.archive).name,
+    assert again.stdout.splitlines() == [packaged.digest for packaged in every_kind.values()]
+    for packaged in every_kind.values():
+        assert (home / "elsewhere" / packaged.archive.name).read_bytes() == packaged.archive.read_bytes()
+    archives = [packaged.archive for packaged in every_kind.values()]
+    expected = sorted(path.name for archive in archives for path in (archive, signature_path(archive)))
+    assert sorted(path.name for path in (home / "elsewhere").iterdir()) == expected
+
+
+@pytest.mark.parametrize(("model", "kind"), [("delays", "table"), ("digits", "image"), ("plain", "tensors")])
+def test_an_archive_of_every_kind_is_whole_and_reproduces_its_golden_set(
+    every_kind: dict[str, PackagedVersion], home: Path, model: str, kind: str
+) -> None:
+    packaged = every_kind[model]
+    verify_archive(packaged.archive, model, packaged.version, packaged.digest, load_trusted(home / "trust"))
+    members = all_members(packaged.archive)
+    assert json.loads(members["schema.json"])["kind"] == kind
+    golden = json.loads(members["golden.json"])
+    with opened(members) as handler:
+        answers = answered(handler, golden["request"]["inputs"])
+    for found, expected in zip(answers, golden["response"]["outputs"], strict=True):
+        assert (found.name, found.datatype, list(found.shape)) == (
+            expected["name"],
+            expected["datatype"],
+            expected["shape"],
+        )
+        assert np.allclose(np.ravel(found.values), expected["data"], rtol=golden["rtol"], atol=golden["atol"])
+    assert [tensor["name"] for tensor in json.loads(members["metadata.json"])["inputs"]] == [
+        tensor["name"] for tensor in golden["request"]["inputs"]
     ]
+    assert json.loads(members["runtime.json"]) == {
+        "runtime": "exported",
+        "dtype": "float32",
+        "threads": 1,
+        "target": None,
+    }
 
 
 def test_any_machine_can_fetch_the_archive_by_model_version_and_digest(
@@ -285,8 +353,128 @@ def test_an_unknown_version_alias_or_model_is_answered_with_what_there_is(tracki
         registry.resolve("models:/flights/99")
     with pytest.raises(VersionNotFound, match="aliases champion of flights"):
         registry.resolve("models:/flights@nobody")
-    with pytest.raises(VersionNotFound, match="no model trains, only flights"):
+    with pytest.raises(VersionNotFound, match=r"no model trains, only .*flights"):
         registry.resolve("models:/trains/1")
+
+
+def test_a_users_network_needs_no_file_of_ours(every_kind: dict[str, PackagedVersion]) -> None:
+    members = all_members(every_kind["plain"].archive)
+    metadata = json.loads(members["metadata.json"])
+    assert metadata["inputs"] == [{"name": "features", "datatype": "FP32", "shape": [-1, 4]}]
+    assert metadata["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [-1, 3]}]
+    golden = json.loads(members["golden.json"])
+    inputs = np.array(golden["request"]["inputs"][0]["data"], np.float32).reshape(5, 4)
+    with torch.inference_mode():
+        expected = Plain()(torch.from_numpy(inputs)).ravel()
+    assert np.allclose(golden["response"]["outputs"][0]["data"], expected, atol=1e-6)
+    assert Profile.from_json(members["profile.json"]).features == ()
+    identity = json.loads(members["shipway.json"])
+    assert (identity["run_id"], identity["data_digest"]) == ("", "unknown")
+    assert identity["libraries"]["torch"] == "2.13.0"
+
+
+@pytest.mark.usefixtures("users_models")
+def test_a_copied_version_with_several_inputs_is_packaged_with_its_origin(
+    tracking_uri: str, home: Path, signing_key: Path
+) -> None:
+    packaged = package(
+        "models:/copied/1", tracking_uri=tracking_uri, archives_dir=home / "archives", signing_key=signing_key
+    )
+    members = all_members(packaged.archive)
+    answers = {tensor["name"]: tensor["data"] for tensor in json.loads(members["golden.json"])["response"]["outputs"]}
+    assert answers == {"total": [2, 10, 18], "positive": [False, True, True, True, True, True]}
+    identity = json.loads(members["shipway.json"])
+    assert identity["run_id"] == Registry(tracking_uri).resolve("models:/weighted/1").run_id
+    assert identity["git_commit"] == COMMIT
+    assert identity["data_digest"].startswith("hand-made@")
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        ("unsigned", SignatureUnusable, "it has no signature of its inputs; .*infer_signature"),
+        ("columns", SignatureUnusable, "its inputs are columns: .*infer_signature"),
+        ("pickled", ArtifactMissing, 'no artifact data/model.pt2; .*serialization_format="pt2"'),
+        ("lonely", SignatureUnusable, r"was exported for float32\[1, 4\]; .* at least two rows"),
+    ],
+)
+@pytest.mark.usefixtures("users_models")
+def test_a_model_that_does_not_say_what_it_takes_is_refused_with_what_to_log(
+    tracking_uri: str, signing_key: Path, tmp_path: Path, model: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        package(f"models:/{model}/1", tracking_uri=tracking_uri, archives_dir=tmp_path, signing_key=signing_key)
+    assert not list(tmp_path.rglob("*.mar"))
+
+
+OWN_HANDLER = """
+from handlers import generic
+
+
+class Halves(generic.GenericHandler):
+    def outputs(self, arrays):
+        return super().outputs([array / 2 for array in arrays])
+"""
+
+
+def test_a_users_own_handler_makes_its_own_golden_set(
+    tracking_uri: str, every_kind: dict[str, PackagedVersion], signing_key: Path, tmp_path: Path
+) -> None:
+    handler, request = tmp_path / "mine.py", tmp_path / "request.json"
+    handler.write_text(OWN_HANDLER)
+    inputs = [{"name": "features", "datatype": "FP32", "shape": [2, 4], "data": [1, 2, 3, 4, 5, 6, 7, 8]}]
+    request.write_text(json.dumps({"inputs": inputs}))
+    pack = partial(
+        package,
+        "models:/plain/1",
+        tracking_uri=tracking_uri,
+        archives_dir=tmp_path,
+        signing_key=signing_key,
+        handler=handler,
+    )
+    own, asked = (all_members(pack(golden=golden).archive) for golden in (None, request))
+    theirs = all_members(every_kind["plain"].archive)
+    assert own["handler.py"] == asked["handler.py"] == OWN_HANDLER.encode()
+    halves, whole = (json.loads(members["golden.json"]) for members in (own, theirs))
+    assert halves["request"] == whole["request"]
+    twice = 2 * np.array(halves["response"]["outputs"][0]["data"])
+    assert np.allclose(twice, whole["response"]["outputs"][0]["data"])
+    assert json.loads(asked["golden.json"])["request"]["inputs"] == inputs
+
+
+@pytest.mark.parametrize(
+    ("source", "request_text", "error", "words"),
+    [
+        ("x = 1", "", HandlerUnusable, "the classes that it defines are: none"),
+        ("class Lost: pass", "", NotServable, "exactly one subclass of BaseHandler; found none"),
+        ("import nowhere\nclass Lost: pass", "", NotServable, "ModuleNotFoundError: No module named 'nowhere'"),
+        (OWN_HANDLER, '{"inputs": 3}', GoldenRefused, "a list of tensors"),
+        (
+            OWN_HANDLER,
+            '{"inputs": [{"name": "features", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6]}]}',
+            GoldenRefused,
+            "the handler refuses it: .*features",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("every_kind")
+def test_a_users_handler_or_request_that_does_not_work_is_refused_with_the_reason(
+    tracking_uri: str, signing_key: Path, tmp_path: Path, source: str, request_text: str, error: type[Exception],
+    words: str,
+) -> None:  # fmt: skip
+    handler, request = tmp_path / "mine.py", tmp_path / "request.json"
+    handler.write_text(source)
+    request.write_text(request_text)
+    with pytest.raises(error, match=words):
+        package(
+            "models:/plain/1",
+            tracking_uri=tracking_uri,
+            archives_dir=tmp_path,
+            signing_key=signing_key,
+            handler=handler,
+            golden=request if request_text else None,
+        )
+    assert not list(tmp_path.rglob("*.mar"))
 
 
 def test_a_key_that_cannot_sign_leaves_no_archive_behind(
