@@ -28,9 +28,12 @@ from handlers.errors import (
     listed,
     shown,
 )
+from handlers.hardware import worker_threads
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
-from handlers.program import Program, load_program
+from handlers.program import Program
 from handlers.protocol import oip_grpc, oip_json
+from handlers.runtime import device_of, load_runtime
+from handlers.runtime_plan import RuntimePlan
 from handlers.slots import DriftCounter, counters_directory, take_slot
 from handlers.tensors import InferRequest, Tensor
 from monitoring.profile import Profile
@@ -64,6 +67,9 @@ _NO_CALL = Call(HTTP, None, "", memoryview(b""), {})
 class BaseHandler(ABC):
     """What TorchServe's worker loads. A kind of model is a subclass with the hooks at the end."""
 
+    device = "cpu"
+    workers = 1
+    """How many share this machine's processors for this version."""
     explains = False
     """Whether explanations are asked of this worker, and no predictions."""
     max_rows = 1024
@@ -74,6 +80,8 @@ class BaseHandler(ABC):
         manifest = context.manifest["model"]
         name: str = manifest["modelName"]
         self.explains = name.endswith(EXPLAINER)
+        self.device = device_of(context.system_properties.get("gpu_id"))
+        self.workers = int(context.model_yaml_config["minWorkers"])
         directory = Path(context.system_properties["model_dir"])
         self.open(directory, name.removesuffix(EXPLAINER), manifest["modelVersion"])
         profile_json = (self.directory / "profile.json").read_bytes()
@@ -91,9 +99,9 @@ class BaseHandler(ABC):
         self.directory, self.model, self.version = directory, model, version
         self._predicted: list[tuple[list[Item], list[Array], list[Array]]] = []
         self._outcomes: list[tuple[Call, Outcome]] = []
-        # One row of a table is less work than waking a second thread; workers are what uses the cores.
-        torch.set_num_threads(1)
-        self.program: Program = load_program(directory)
+        # The host's core count is no guide: a container may use fewer, and the other workers use them too.
+        torch.set_num_threads(RuntimePlan.read(directory).threads or worker_threads(self.workers))
+        self.program: Program = load_runtime(directory, self.device, getattr(self, "network", None))
         self.load()
 
     def predict(self, request: InferRequest) -> list[Tensor]:

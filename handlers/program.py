@@ -50,9 +50,7 @@ def load_program(directory: Path, device: str = "cpu") -> Program:
 
 def read_exported(directory: Path) -> ExportedProgram:
     """The program itself, on the CPU, after every check of what it may hold. Raises ArchiveUnusable."""
-    # The wheel's build (+cpu, +cu130) does not change the format.
-    if torch.__version__.partition("+")[0] != TORCH_VERSION:
-        raise ArchiveUnusable(f"programs are read with torch {TORCH_VERSION} exactly; found torch {torch.__version__}")
+    check_torch()
     try:
         document = (directory / "program.json").read_bytes()
         tensors = load_file(directory / "weights.safetensors")
@@ -65,6 +63,13 @@ def read_exported(directory: Path) -> ExportedProgram:
     if changed := sorted(_changed(program)):
         raise ArchiveUnusable(f"the program changes {listed(changed)} while it runs; it may not keep state")
     return program
+
+
+def check_torch() -> None:
+    """Raises ArchiveUnusable for another torch than the one tried."""
+    # The wheel's build (+cpu, +cu130) does not change the format.
+    if torch.__version__.partition("+")[0] != TORCH_VERSION:
+        raise ArchiveUnusable(f"programs are read with torch {TORCH_VERSION} exactly; found torch {torch.__version__}")
 
 
 def weights_of(program: ExportedProgram) -> list[torch.Tensor]:

@@ -11,11 +11,11 @@ from handlers.base import BaseHandler
 from handlers.errors import ArchiveUnusable
 from handlers.loading import open_handler
 from handlers.program import Program
+from handlers.runtime_plan import RUNTIME, RuntimePlan
 from model_store.entry import ENTRY, entry_file
 from model_store.errors import NotServable
 from model_store.golden import Inputs, golden_set
 from model_store.pt2 import StoredProgram
-from model_store.runtime_plan import RUNTIME, RuntimePlan
 from monitoring.profile import Profile
 
 Reference = Profile | Callable[[Program], Profile]

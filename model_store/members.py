@@ -12,6 +12,7 @@ import orjson
 from torch.utils.flop_counter import FlopCounterMode
 
 from handlers.kinds import read_schema
+from handlers.runtime_plan import RUNTIME, RuntimePlan
 from model_store.archive import IDENTITY, TORCHSERVE_MANIFEST, Manifest
 from model_store.describing import DESCRIBED, UNKNOWN, Origin, kind_of, opened
 from model_store.entry import ENTRY, entry_file, read_own_handler
@@ -19,7 +20,6 @@ from model_store.generic import describe_logged
 from model_store.golden import GOLDEN, Inputs, answered, golden_set, inputs_of, read_inputs
 from model_store.pt2 import StoredProgram, read_program
 from model_store.registry import DESCRIPTION, Registry, ResolvedVersion
-from model_store.runtime_plan import RUNTIME, RuntimePlan
 from model_store.worker_plan import CONFIG, WorkerPlan
 
 SMALL_FLOPS = 20e6

@@ -15,11 +15,11 @@ from handlers.answer import GRPC, HTTP, ROWS
 from handlers.base import BaseHandler
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.protocol.oip_json import HEADER_LENGTH
+from handlers.runtime_plan import RUNTIME, RuntimePlan
 from handlers.slots import counters_directory, read_counts
 from handlers.tensors import Tensor, to_raw
 from model_store.describing import NO_PROFILE
 from model_store.pt2 import read_program
-from model_store.runtime_plan import RUNTIME, RuntimePlan
 from tests.unit.handlers.tiny import MODEL, VERSION, Answer, Request
 
 Array = npt.NDArray[Any]

@@ -19,6 +19,7 @@ from torch import nn
 from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.protocol.oip_json import HEADER_LENGTH
+from handlers.runtime_plan import RUNTIME, RuntimePlan
 from handlers.schema import CategoryColumn, NumberColumn, OutputColumn, TableSchema
 from model_store.pt2 import read_program
 from monitoring.profile import Profile
@@ -66,6 +67,7 @@ def write_archive(directory: Path) -> None:
     read_program(directory / "model.pt2").write(directory)
     (directory / "schema.json").write_bytes(SCHEMA.to_json())
     (directory / "profile.json").write_bytes(profile().to_json())
+    (directory / RUNTIME).write_bytes(RuntimePlan(threads=1).to_json())
 
 
 def profile() -> Profile:
@@ -82,7 +84,7 @@ def loading_context(directory: Path) -> Any:
     """TorchServe's own context, as it is while a worker loads an archive."""
     manifest = {"model": {"modelName": MODEL, "modelVersion": VERSION}}
     context = Context(MODEL, str(directory), manifest, 1, None, "0.12.0")
-    context.model_yaml_config = {"responseTimeout": 60}
+    context.model_yaml_config = {"responseTimeout": 60, "minWorkers": 1}
     return context
 
 
