@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import stack
+from deploy.caller import Caller, caller
 from deploy.errors import LoadFailed, NotAnswered
 from deploy.node.desired import ActualVersion, read_actual, serve
 from deploy.settings import Settings
@@ -59,6 +60,7 @@ def run(settings: Settings, console: Console) -> None:
     if not settings.signing_key.exists():
         key = create_key(settings.signing_key, settings.trust_dir)
         console.print(f"made the signing key {key}, which the node trusts")
+    asking = caller(settings)
     stack.up(settings, console)
 
     _chapter(console, 2, "Train on the flights of January to April, validate on May, register")
@@ -79,8 +81,8 @@ def run(settings: Settings, console: Console) -> None:
 
     _chapter(console, 5, "Ask it about three flights of the months after May")
     chosen = _three_flights()
-    _print_answers(chosen, _ask(settings, chosen), console)
-    _print_next_steps(settings, chosen, console)
+    _print_answers(chosen, _ask(asking, chosen), console)
+    _print_next_steps(settings, asking, chosen, console)
     console.print(f"\nAll of this took {time.monotonic() - started:.0f} s.")
 
 
@@ -121,13 +123,13 @@ def _three_flights() -> pd.DataFrame:
     )
 
 
-def _ask(settings: Settings, chosen: pd.DataFrame) -> list[Answer]:
+def _ask(asking: Caller, chosen: pd.DataFrame) -> list[Answer]:
     """One flight over each protocol."""
     first, second, third = (chosen.iloc[[place]] for place in range(3))
     return [
-        _ask_open_inference(settings.http_url, _open_inference(first)),
-        _ask_rows(settings.http_url, flights.to_rows(second)),
-        _ask_grpc(settings.grpc_target, _open_inference(third)),
+        _ask_open_inference(asking, _open_inference(first)),
+        _ask_rows(asking, flights.to_rows(second)),
+        _ask_grpc(asking, _open_inference(third)),
     ]
 
 
@@ -146,17 +148,17 @@ def _open_inference(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _ask_open_inference(url: str, body: dict[str, Any]) -> Answer:
-    answer, headers = _post(f"{url}/v2/models/{MODEL}/infer", body)
+def _ask_open_inference(asking: Caller, body: dict[str, Any]) -> Answer:
+    answer, headers = _post(asking, f"/v2/models/{MODEL}/infer", body)
     return _answer("HTTP, OIP", answer["outputs"][0]["data"][0], headers)
 
 
-def _ask_rows(url: str, rows: list[dict[str, Any]]) -> Answer:
-    answer, headers = _post(f"{url}/predictions/{MODEL}", rows)
+def _ask_rows(asking: Caller, rows: list[dict[str, Any]]) -> Answer:
+    answer, headers = _post(asking, f"/predictions/{MODEL}", rows)
     return _answer("HTTP, rows", answer[0]["probability"], headers)
 
 
-def _ask_grpc(target: str, body: dict[str, Any]) -> Answer:
+def _ask_grpc(asking: Caller, body: dict[str, Any]) -> Answer:
     request = ModelInferRequest(model_name=MODEL)
     for tensor in body["inputs"]:
         one = request.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
@@ -164,26 +166,27 @@ def _ask_grpc(target: str, body: dict[str, Any]) -> Answer:
             one.contents.bytes_contents.extend(text.encode() for text in tensor["data"])
         else:
             one.contents.fp32_contents.extend(np.nan if number is None else number for number in tensor["data"])
-    with grpc.insecure_channel(target) as channel:
+    with asking.channel() as channel:
         infer = channel.unary_unary(
             f"/{SERVICE}/ModelInfer",
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelInferResponse.FromString,
         )
         try:
-            answer, call = infer.with_call(request, timeout=TIMEOUT_SECONDS)
+            answer, call = infer.with_call(request, metadata=tuple(asking.headers().items()), timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as error:
-            raise NotAnswered(f"gRPC ModelInfer at {target}", str(error)) from error
+            raise NotAnswered(f"gRPC ModelInfer at {asking.target}", str(error)) from error
         headers = {key: str(value) for key, value in call.initial_metadata()}
     return _answer("gRPC, OIP", np.frombuffer(answer.raw_output_contents[0], np.float32).item(), headers)
 
 
-def _post(url: str, body: object) -> tuple[Any, dict[str, str]]:
-    request = urllib.request.Request(  # noqa: S310 - our own node's http:// URL
-        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+def _post(asking: Caller, path: str, body: object) -> tuple[Any, dict[str, str]]:
+    url, headers = asking.url + path, {"Content-Type": "application/json", **asking.headers()}
+    request = urllib.request.Request(  # noqa: S310 - our own node's URL
+        url, data=json.dumps(body).encode(), headers=headers
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=asking.trusted()) as answer:  # noqa: S310
             return json.load(answer), {key.lower(): value for key, value in answer.headers.items()}
     except urllib.error.HTTPError as error:
         raise NotAnswered(url, f"{error.code} {error.read().decode(errors='replace')}") from error
@@ -216,16 +219,16 @@ def _departure(delay_minutes: float) -> str:
     return f"{abs(delay_minutes):.0f} min {'early' if delay_minutes < 0 else 'late'}"
 
 
-def _print_next_steps(settings: Settings, chosen: pd.DataFrame, console: Console) -> None:
+def _print_next_steps(settings: Settings, asking: Caller, chosen: pd.DataFrame, console: Console) -> None:
     """Where to look, and commands to paste: never wrapped, coloured or read as markup."""
     request_file = settings.state_dir / "demo" / "flight.json"
     request_file.parent.mkdir(exist_ok=True)
     request_file.write_text(json.dumps(_open_inference(chosen.iloc[[0]])))
     sections = {
         "Open in a browser": f"MLflow      {settings.mlflow_uri}\nPrometheus  {settings.prometheus_url}",
-        "Ask again over HTTP": _curl(settings, flights.to_rows(chosen.iloc[[0]]), request_file),
-        "Ask again over gRPC, from Python": _grpc_by_python(settings.grpc_target, request_file),
-        "Ask again over gRPC, where grpcurl is installed": _grpcurl(settings.grpc_target),
+        "Ask again over HTTP": _curl(asking, flights.to_rows(chosen.iloc[[0]]), request_file),
+        "Ask again over gRPC, from Python": _grpc_by_python(asking, request_file),
+        "Ask again over gRPC, where grpcurl is installed": _grpcurl(asking),
         "Stop everything": ".venv/bin/shipway down",
     }
     for title, text in sections.items():
@@ -233,14 +236,18 @@ def _print_next_steps(settings: Settings, chosen: pd.DataFrame, console: Console
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _curl(settings: Settings, rows: list[dict[str, Any]], request_file: Path) -> str:
+def _curl(asking: Caller, rows: list[dict[str, Any]], request_file: Path) -> str:
     content = ["-H", "Content-Type: application/json"]
-    rows_command = ["curl", "-i", *content, "-d", json.dumps(rows), f"{settings.http_url}/predictions/{MODEL}"]
-    file_command = ["curl", "-i", *content, "-d", f"@{request_file}", f"{settings.http_url}/v2/models/{MODEL}/infer"]
+    content += ["--cacert", str(asking.certificate)] if asking.certificate else []
+    content += ["-H", f"@{asking.header_file}"] if asking.header_file else []
+    rows_command = ["curl", "-i", *content, "-d", json.dumps(rows), f"{asking.url}/predictions/{MODEL}"]
+    file_command = ["curl", "-i", *content, "-d", f"@{request_file}", f"{asking.url}/v2/models/{MODEL}/infer"]
     return f"{shlex.join(file_command)}\n{shlex.join(rows_command)}"
 
 
-def _grpc_by_python(target: str, request_file: Path) -> str:
+def _grpc_by_python(asking: Caller, request_file: Path) -> str:
+    tls = f', ssl=True, root_certificates="{asking.certificate}"' if asking.certificate else ""
+    key = f', headers=dict([open("{asking.header_file}").read().strip().split(": ")])' if asking.header_file else ""
     return f"""\
 .venv/bin/python - <<'END'
 import json, numpy, tritonclient.grpc as oip
@@ -249,19 +256,19 @@ for tensor in json.load(open("{request_file}"))["inputs"]:
     inputs.append(oip.InferInput(tensor["name"], tensor["shape"], tensor["datatype"]))
     kind = object if tensor["datatype"] == "BYTES" else numpy.float32
     inputs[-1].set_data_from_numpy(numpy.array(tensor["data"], kind))
-print(oip.InferenceServerClient("{target}").infer("{MODEL}", inputs).get_response())
+print(oip.InferenceServerClient("{asking.target}"{tls}).infer("{MODEL}", inputs{key}).get_response())
 END"""
 
 
-def _grpcurl(target: str) -> str:
+def _grpcurl(asking: Caller) -> str:
     descriptor = Path(__file__).parents[1] / "handlers" / "protocol" / DESCRIPTOR
-    return shlex.join(
+    key = f'-H "$(cat {shlex.quote(str(asking.header_file))})" ' if asking.header_file else ""
+    return f"grpcurl {key}" + shlex.join(
         [
-            "grpcurl",
-            "-plaintext",
+            *(["-cacert", str(asking.certificate)] if asking.certificate else ["-plaintext"]),
             *("-protoset", str(descriptor)),
             *("-d", json.dumps({"name": MODEL})),
-            target,
+            asking.target,
             f"{SERVICE}/ModelMetadata",
         ]
     )

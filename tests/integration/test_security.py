@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 
+from deploy import demo
+from deploy.caller import caller
 from deploy.node import auth, tls
 from deploy.scopes import SCOPES, Scope
 from deploy.settings import Settings
@@ -291,6 +293,29 @@ def test_all_of_it_is_replaced_under_load_without_a_lost_request(secured: Secure
         wait_for(load.answered(60), 30)
     assert set(load.seen) == {"200"}, load.seen
     assert load.seen.total() > 120
+
+
+def test_the_demo_asks_over_https_with_a_key_of_its_own(secured: Secured) -> None:
+    asking = caller(secured.settings)
+    assert asking.headers() == caller(secured.settings).headers()
+    with secured.client() as client:
+        wait_for(lambda: client.get("/v2/models/flights", headers=asking.headers()).status_code == 200, 20)
+    request = secured.lab.golden["request"]
+    for answer in (
+        demo._ask_open_inference(asking, request),
+        demo._ask_rows(asking, [secured.lab.row()]),
+        demo._ask_grpc(asking, {"inputs": [{**t, "shape": [1], "data": t["data"][:1]} for t in request["inputs"]]}),
+    ):
+        assert np.isclose(answer.probability, secured.lab.expected()[0], rtol=1e-5)
+    file = secured.settings.state_dir / "request.json"
+    file.write_text(json.dumps(request))
+    printed = demo._curl(asking, [secured.lab.row()], file) + "\n" + demo._grpc_by_python(asking, file)
+    printed = printed.replace(".venv/bin/python", sys.executable)
+    paste = ["bash", "-euo", "pipefail", "-c", printed]
+    pasted = subprocess.run(paste, capture_output=True, text=True, timeout=60, check=False)
+    assert pasted.returncode == 0, pasted.stderr
+    assert pasted.stdout.count("HTTP/2 200") == 2
+    assert 'name: "probability"' in pasted.stdout
 
 
 def readyz(secured: Secured) -> str:

@@ -1,0 +1,64 @@
+"""How this machine itself asks the node: whom it trusts, and with which key. `shipway demo` is such a client."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from deploy.errors import NotAnswered
+from deploy.node import auth
+from deploy.settings import Settings
+from model_store.files import write_atomically
+
+CLIENT = "demo"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Where the node answers, and what it wants to be asked with."""
+
+    url: str
+    target: str
+    """For gRPC: HOST:PORT."""
+    certificate: Path | None
+    """The node's own certificate, which is trusted and nothing else; None where it speaks plain HTTP."""
+    header_file: Path | None
+    """One line with the API key, as curl reads it; None where the node asks for none."""
+
+    def headers(self) -> dict[str, str]:
+        if self.header_file is None:
+            return {}
+        name, _, value = self.header_file.read_text().strip().partition(": ")
+        return {name: value}
+
+    def trusted(self) -> ssl.SSLContext | None:
+        return ssl.create_default_context(cafile=str(self.certificate)) if self.certificate else None
+
+    def channel(self) -> grpc.Channel:
+        if self.certificate is None:
+            return grpc.insecure_channel(self.target)
+        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self.certificate.read_bytes()))
+
+
+def caller(settings: Settings) -> Caller:
+    """A caller of the node with these settings; it gets an API key of its own where the node wants one.
+
+    Raises NotAnswered where it cannot have one, EdgeFileInvalid.
+    """
+    header_file = None
+    if settings.authenticates:
+        if settings.api_keys is None:
+            raise NotAnswered(settings.http_url, "it takes tokens of an issuer alone; set SHIPWAY_API_KEYS too")
+        header_file = _header_file(settings.api_keys, settings.state_dir / CLIENT / "api_key.header")
+    return Caller(settings.http_url, settings.grpc_target, settings.tls_certificate, header_file)
+
+
+def _header_file(api_keys: Path, path: Path) -> Path:
+    known = api_keys.exists() and any(key.name == CLIENT for key in auth.read_api_keys(api_keys))
+    if not (known and path.exists()):
+        if known:  # and nobody has it any more
+            auth.revoke_api_key(api_keys, CLIENT)
+        key = auth.add_api_key(api_keys, CLIENT, ["infer"])
+        write_atomically(path, f"x-api-key: {key}\n".encode(), mode=0o600)
+    return path
