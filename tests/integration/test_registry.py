@@ -407,14 +407,8 @@ def test_a_model_that_does_not_say_what_it_takes_is_refused_with_what_to_log(
     assert not list(tmp_path.rglob("*.mar"))
 
 
-OWN_HANDLER = """
-from handlers import generic
-
-
-class Halves(generic.GenericHandler):
-    def outputs(self, arrays):
-        return super().outputs([array / 2 for array in arrays])
-"""
+README = Path(__file__).parents[2] / "model_store" / "README.md"
+OWN_HANDLER = README.read_text().partition("<!-- handler -->\n```python\n")[2].partition("```")[0]
 
 
 def test_a_users_own_handler_makes_its_own_golden_set(
@@ -435,11 +429,46 @@ def test_a_users_own_handler_makes_its_own_golden_set(
     own, asked = (all_members(pack(golden=golden).archive) for golden in (None, request))
     theirs = all_members(every_kind["plain"].archive)
     assert own["handler.py"] == asked["handler.py"] == OWN_HANDLER.encode()
-    halves, whole = (json.loads(members["golden.json"]) for members in (own, theirs))
-    assert halves["request"] == whole["request"]
-    twice = 2 * np.array(halves["response"]["outputs"][0]["data"])
-    assert np.allclose(twice, whole["response"]["outputs"][0]["data"])
+    probabilities, scores = (json.loads(members["golden.json"]) for members in (own, theirs))
+    assert probabilities["request"] == scores["request"]
+    found, raw = (np.array(one["response"]["outputs"][0]["data"]).reshape(-1, 3) for one in (probabilities, scores))
+    assert np.allclose(found, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), atol=1e-6)
+    assert json.loads(own["runtime.json"])["runtime"] == "exported"
     assert json.loads(asked["golden.json"])["request"]["inputs"] == inputs
+
+
+EAGER_HANDLER = """
+from collections import OrderedDict
+from torch import nn
+from handlers import generic
+
+
+class Eager(generic.GenericHandler):
+    def network(self):
+        return nn.Sequential(OrderedDict(linear=nn.Linear(4, 3)))
+"""
+
+
+def test_a_handler_that_brings_its_network_has_it_run_with_the_versions_weights(
+    tracking_uri: str, every_kind: dict[str, PackagedVersion], signing_key: Path, tmp_path: Path
+) -> None:
+    handler = tmp_path / "mine.py"
+    pack = partial(
+        package,
+        "models:/plain/1",
+        tracking_uri=tracking_uri,
+        archives_dir=tmp_path,
+        signing_key=signing_key,
+        handler=handler,
+    )
+    handler.write_text(EAGER_HANDLER)
+    own, theirs = (all_members(packaged.archive) for packaged in (pack(), every_kind["plain"]))
+    assert json.loads(own["runtime.json"])["runtime"] == "eager"
+    found, expected = (json.loads(members["golden.json"])["response"]["outputs"][0] for members in (own, theirs))
+    assert np.allclose(found["data"], expected["data"], atol=1e-6)
+    handler.write_text(EAGER_HANDLER.replace("(4, 3)", "(4, 2)"))
+    with pytest.raises(NotServable, match="weights do not fit the handler's network"):
+        pack()
 
 
 @pytest.mark.parametrize(
