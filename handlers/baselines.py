@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
+from tokenizers import Encoding
 
 from handlers.base import Array, BaseHandler, Item
-from handlers.errors import ArchiveUnusable
+from handlers.errors import ArchiveUnusable, listed
+from handlers.generic import GenericHandler
+from handlers.image import ImageHandler
+from handlers.named import NamedOutputs
 from handlers.tabular import TabularHandler
+from handlers.text import TOKENIZER, TextHandler
 from monitoring.profile import OTHER, Feature, Profile
 
 
@@ -56,6 +62,98 @@ class _Plain:
 
     def of_itself(self, output: int) -> bool:  # noqa: ARG002
         return False
+
+
+class _Named:
+    """A kind with a schema of outputs, the first of which may be the probability of classes."""
+
+    def __init__(self, handler: NamedOutputs) -> None:
+        self._classes = handler.classes or ()
+
+    def classes(self, output: int) -> Sequence[str]:
+        return self._classes if output == 0 else ()
+
+    def of_itself(self, output: int) -> bool:  # noqa: ARG002
+        return False
+
+
+class Pictures(_Named):
+    """An image is compared with a black one. Each pixel gets what its channels earn together."""
+
+    def subjects(self, item: Item, inputs: list[Array]) -> Iterator[Subject]:  # noqa: ARG002
+        (images,) = inputs
+        for image in images[:, np.newaxis]:
+            yield Subject([image], [np.zeros_like(image)], "a black image", _by_pixel)
+
+
+def _by_pixel(attributions: list[Array]) -> Array:
+    """[height, width]."""
+    pixels: Array = attributions[0][0].sum(axis=0).astype(np.float32)
+    return pixels
+
+
+class Texts(_Named):
+    """A text is compared with one of as many tokens that say nothing, between the same special ones."""
+
+    def __init__(self, handler: TextHandler) -> None:
+        super().__init__(handler)
+        self._tokenizer = handler.tokenizer
+        ids = {name: self._tokenizer.token_to_id(name) for name in _NEUTRAL_TOKENS}
+        known = [(name, token) for name, token in ids.items() if token is not None]
+        if not known:
+            raise ArchiveUnusable(
+                f"{TOKENIZER} has no token to compare with; it needs one of {listed(_NEUTRAL_TOKENS)}"
+            )
+        self._name, self._neutral = known[0]
+
+    def of_itself(self, output: int) -> bool:
+        """An embedding means something as a direction only, and none of its values does."""
+        return output == 0 and not self._classes
+
+    def subjects(self, item: Item, inputs: list[Array]) -> Iterator[Subject]:  # noqa: ARG002
+        for text in item.data:
+            encoding = self._tokenizer.encode(text)
+            ids = np.array([encoding.ids])
+            plain = np.where(encoding.special_tokens_mask, ids, self._neutral)
+            mask = np.ones_like(ids)
+            words = f"{self._name} in place of every token"
+            yield Subject([ids, mask], [plain, mask], words, partial(_by_token, encoding))
+
+
+_NEUTRAL_TOKENS = ("[PAD]", "<pad>", "[MASK]", "<mask>", "[UNK]", "<unk>")
+
+
+def _by_token(encoding: Encoding, attributions: list[Array]) -> list[dict[str, Any]]:
+    """Tokens in their order, with the characters of the text that they stand for."""
+    return [
+        {"token": token, "start": start, "end": end, "attribution": attribution}
+        for token, (start, end), attribution in zip(
+            encoding.tokens, encoding.offsets, attributions[0][0].astype(np.float32), strict=True
+        )
+    ]
+
+
+class Tensors(_Named):
+    """Numbers are compared with 0; whole numbers may mean anything, and stay as they are."""
+
+    def __init__(self, handler: GenericHandler) -> None:
+        super().__init__(handler)
+        self._names = [spec.name for spec in handler.schema.inputs]
+
+    def subjects(self, item: Item, inputs: list[Array]) -> Iterator[Subject]:  # noqa: ARG002
+        for row in range(len(inputs[0])):
+            values = [np.asarray(array[row])[np.newaxis] for array in inputs]
+            yield Subject(values, [_zeros(array) for array in values], "0 in place of every number", self._described)
+
+    def _described(self, attributions: list[Array]) -> dict[str, Array]:
+        return {name: each[0].astype(np.float32) for name, each in zip(self._names, attributions, strict=True)}
+
+
+def _zeros(array: Array) -> Array:
+    """Missing numbers stay missing."""
+    if array.dtype == np.uint8:
+        return np.zeros_like(array)
+    return np.where(np.isnan(array), array, 0).astype(array.dtype) if array.dtype.kind == "f" else array
 
 
 class Table(_Plain):
@@ -120,4 +218,9 @@ def _most_frequent(feature: Feature | None) -> int:
     return int(np.argmax(feature.counts)) if feature is not None else 0
 
 
-_KINDS: tuple[tuple[type[BaseHandler], Callable[[Any], Kind]], ...] = ((TabularHandler, Table),)
+_KINDS: tuple[tuple[type[BaseHandler], Callable[[Any], Kind]], ...] = (
+    (TabularHandler, Table),
+    (ImageHandler, Pictures),
+    (TextHandler, Texts),
+    (GenericHandler, Tensors),
+)

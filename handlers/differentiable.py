@@ -29,8 +29,7 @@ class Differentiable:
         program = read_exported(directory)
         self._weights = weights_of(program)
         self._forward, nodes = _rewritten(program)
-        for at, node in enumerate(nodes):
-            _become_input(self._forward, node, f"vectors_{at}")
+        _become_inputs(self._forward, nodes)
         self._indices, nodes = _rewritten(program)
         _become_outputs(self._indices, [node.args[1] for node in nodes])
         self._vectors, nodes = _rewritten(program)
@@ -92,10 +91,11 @@ def _name(node: Node) -> str:
     return str(node.target.name()) if isinstance(node.target, OpOverload) else ""  # type: ignore[no-untyped-call]
 
 
-def _become_input(module: GraphModule, node: Node, name: str) -> None:
+def _become_inputs(module: GraphModule, nodes: Sequence[Node]) -> None:
     first = next(each for each in module.graph.nodes if each.op != "placeholder")
-    with module.graph.inserting_before(first):
-        node.replace_all_uses_with(module.graph.placeholder(name))
+    for at, node in enumerate(nodes):
+        with module.graph.inserting_before(first):
+            node.replace_all_uses_with(module.graph.placeholder(f"vectors_{at}"))
     _finish(module)
 
 

@@ -171,7 +171,8 @@ class Way:
         rows = len(points[0])
         inputs = [array.expand(rows, *array.shape[1:]) for array in self._here]
         for at, point in zip(self._moving, points, strict=False):
-            inputs[at] = point.masked_fill(self._missing[at], torch.nan)
+            filled = point.masked_fill(self._missing[at], torch.nan)
+            inputs[at] = filled.to(self._here[at].dtype) if self._here[at].is_floating_point() else filled
         # Copies, because a program may write over what it has looked up.
         outputs = self._program(inputs, [vectors.clone() for vectors in points[len(self._moving) :]])
         # Autograd refuses an input that the output does not depend on; its gradient is this 0.
