@@ -14,6 +14,7 @@ from handlers.errors import ArchiveUnusable, listed
 from handlers.generic import GenericHandler
 from handlers.image import ImageHandler
 from handlers.named import NamedOutputs
+from handlers.sequence import SequenceHandler
 from handlers.tabular import TabularHandler
 from handlers.text import TOKENIZER, TextHandler
 from monitoring.profile import OTHER, Feature, Profile
@@ -133,6 +134,28 @@ def _by_token(encoding: Encoding, attributions: list[Array]) -> list[dict[str, A
     ]
 
 
+class Sequences(_Named):
+    """Every step is compared with the golden set's median of each feature. A missing value is missing there too."""
+
+    def __init__(self, handler: SequenceHandler) -> None:
+        super().__init__(handler)
+        (golden,) = _golden_inputs(handler)
+        self._features = handler.schema.features
+        steps = np.array(golden["data"], dtype=np.float32).reshape(-1, len(self._features))
+        self._medians = np.nan_to_num(np.nanmedian(steps, axis=0))
+
+    def subjects(self, item: Item, inputs: list[Array]) -> Iterator[Subject]:  # noqa: ARG002
+        words = dict(zip(self._features, self._medians, strict=True))
+        for row, length in zip(*inputs, strict=True):
+            values, lengths = row[np.newaxis, :length], np.array([length])
+            plain = np.where(np.isnan(values), values, self._medians)
+            yield Subject([values, lengths], [plain, lengths], words, self._described)
+
+    def _described(self, attributions: list[Array]) -> dict[str, Array]:
+        """Of each feature, what its steps earn."""
+        return dict(zip(self._features, attributions[0][0].T.astype(np.float32, order="C"), strict=True))
+
+
 class Tensors(_Named):
     """Numbers are compared with 0; whole numbers may mean anything, and stay as they are."""
 
@@ -166,7 +189,7 @@ class Table(_Plain):
         self._schema = schema = handler.schema
         profile = Profile.from_json((handler.directory / "profile.json").read_bytes())
         features = {(feature.kind, feature.name): feature for feature in profile.features}
-        golden = orjson.loads((handler.directory / "golden.json").read_bytes())["request"]["inputs"]
+        golden = _golden_inputs(handler)
         seen = {tensor["name"]: [value for value in tensor["data"] if value is not None] for tensor in golden}
         # A column that nothing is known of stays as it is in each row.
         self._medians = np.array(
@@ -201,6 +224,11 @@ class Table(_Plain):
         return dict(zip(self._schema.names, values, strict=True))
 
 
+def _golden_inputs(handler: BaseHandler) -> list[dict[str, Any]]:
+    inputs: list[dict[str, Any]] = orjson.loads((handler.directory / "golden.json").read_bytes())["request"]["inputs"]
+    return inputs
+
+
 def _median(feature: Feature | None, seen: Sequence[float]) -> float:
     """The lower edge of the bin that holds the middle of the rows with a value, which is the median itself.
 
@@ -222,5 +250,6 @@ _KINDS: tuple[tuple[type[BaseHandler], Callable[[Any], Kind]], ...] = (
     (TabularHandler, Table),
     (ImageHandler, Pictures),
     (TextHandler, Texts),
+    (SequenceHandler, Sequences),
     (GenericHandler, Tensors),
 )
