@@ -116,7 +116,12 @@ def _share(match: Config, percent: int) -> Config:
 
 _NOT_PACKED = (
     {"name": "content-encoding", "present_match": False},
-    {"name": "accept-encoding", "string_match": {"contains": "gzip"}, "invert_match": True},
+    {
+        "name": "accept-encoding",
+        "string_match": {"contains": "gzip"},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,  # else a missing header matches neither way
+    },
 )
 
 

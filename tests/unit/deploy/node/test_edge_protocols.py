@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,22 @@ def test_answer_is_packed_for_who_accepts_it(real: RealEdge, path: str) -> None:
         plain = real.ask("POST", path, b"{}", accept_encoding=encoding, x_test_bytes="10000")
         assert "content-encoding" not in plain.headers
         assert len(plain.body) == 10000
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_filters_are_only_for_who_needs_them(real: RealEdge, path: str) -> None:
+    """The filter that packs says `vary` of every answer that it might have packed."""
+    refusing = real.ask("POST", path, b"{}", accept_encoding="gzip;q=0", x_test_bytes="10000")
+    assert refusing.headers["vary"] == "Accept-Encoding"
+    bare = (
+        f"POST {path} HTTP/1.1\r\nx-test-bytes: 10000\r\nconnection: close\r\ncontent-length: 2\r\nhost: a\r\n\r\n{{}}"
+    )
+    for headers in ("", "accept-encoding: identity\r\n"):
+        with socket.create_connection((real.edge.host, real.edge.port)) as client:
+            client.sendall(bare.replace("host", f"{headers}host").encode())
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\nvary:" not in answer
 
 
 def test_small_answer_is_not_packed(real: RealEdge) -> None:
