@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from model_store.training import TRAININGS
+
 
 def shipway(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -43,6 +45,14 @@ def test_error_is_one_message_and_exit_code_1() -> None:
 
 def test_wrong_usage_is_exit_code_2() -> None:
     assert shipway("start").returncode == 2
+
+
+def test_unknown_training_is_refused_with_the_list() -> None:
+    result = shipway("train", "trains")
+    assert result.returncode == 2
+    assert "'trains' is not one of 'flights'" in result.stderr
+    found = shipway("train", "--help").stdout
+    assert all(name in found and what in found for name, (_, what) in TRAININGS.items())
 
 
 def test_missing_extra_is_named() -> None:
