@@ -8,10 +8,11 @@ import prometheus_client.values
 import pytest
 from hypothesis import settings
 
+from handlers.answer import EXPLAINER
 from handlers.base import BaseHandler
 from handlers.metrics import METRICS_DIRECTORY
 from handlers.tabular import TabularHandler
-from tests.unit.handlers.tiny import loading_context, write_archive
+from tests.unit.handlers.tiny import MODEL, loading_context, write_archive
 
 # The machine may be busy with something else; and a test must fail the same way twice.
 settings.register_profile("shipway", deadline=None, database=None, derandomize=True)
@@ -52,6 +53,19 @@ def start(archive: Path, metrics_directory: Path) -> Iterator[Callable[..., Base
 
     yield initialize
     logging.getLogger().setLevel(level)
+
+
+@pytest.fixture
+def explainer(metrics_directory: Path) -> Callable[..., BaseHandler]:
+    """A function that initializes a handler as the worker of an explainer does, of the directory of an archive."""
+    assert metrics_directory.is_dir()
+
+    def initialize(kind: type[BaseHandler], directory: Path) -> BaseHandler:
+        handler = kind()
+        handler.initialize(loading_context(directory, MODEL + EXPLAINER))
+        return handler
+
+    return initialize
 
 
 @pytest.fixture

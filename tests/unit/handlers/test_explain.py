@@ -1,7 +1,6 @@
 """Explanations: attributions add up to the difference of the program's own outputs, and name what they belong to."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,16 @@ import torch
 from torch import nn
 
 from handlers import explain
-from handlers.answer import EXPLAINER, HTTP, ROWS
+from handlers.answer import HTTP, ROWS
 from handlers.base import BaseHandler
 from handlers.errors import ArchiveUnusable
-from handlers.runtime_plan import RUNTIME, RuntimePlan
 from handlers.schema import CategoryColumn, NumberColumn, OutputColumn, TableSchema
 from handlers.slots import counters_directory, read_counts
 from handlers.tabular import TabularHandler
 from model_store.network import Cycle, TabularNetwork
-from model_store.pt2 import read_program
 from monitoring.profile import Profile
-from tests.unit.handlers.tiny import Answer, Request, ask, exposition, loading_context, write_archive
+from tests.unit.handlers.archives import Start, write
+from tests.unit.handlers.tiny import Answer, Request, ask, exposition, write_archive
 
 SCHEMA = TableSchema(
     numbers=(
@@ -88,35 +86,13 @@ def profile() -> Profile:
 
 
 def unpack(directory: Path, network: nn.Module) -> Path:
-    rows = torch.export.Dim("rows", min=1)
-    example = (torch.zeros(2, 4), torch.zeros(2, 2, dtype=torch.int64))
-    program = torch.export.export(network.eval(), example, dynamic_shapes=({0: rows}, {0: rows}))
-    torch.export.save(program, directory / "model.pt2")
-    read_program(directory / "model.pt2").write(directory)
-    (directory / "schema.json").write_bytes(SCHEMA.to_json())
-    (directory / "profile.json").write_bytes(profile().to_json())
-    (directory / RUNTIME).write_bytes(RuntimePlan(threads=1).to_json())
     golden = [{"name": "rain", "data": [0.0, 0.3]}, {"name": "delay", "data": [None, 3.0]}]
-    (directory / "golden.json").write_bytes(orjson.dumps({"request": {"inputs": golden}}))
-    return directory
-
-
-Opened = Callable[[Path], BaseHandler]
-
-
-@pytest.fixture
-def explainer(metrics_directory: Path) -> Opened:
-    """A function that starts the worker of an explainer."""
-    assert metrics_directory.is_dir()
-
-    def start(directory: Path) -> BaseHandler:
-        context = loading_context(directory)
-        context.manifest["model"]["modelName"] += EXPLAINER
-        handler = TabularHandler()
-        handler.initialize(context)
-        return handler
-
-    return start
+    files = {
+        "profile.json": profile().to_json(),
+        "golden.json": orjson.dumps({"request": {"inputs": golden}}),
+    }
+    example = (torch.zeros(2, 4), torch.zeros(2, 2, dtype=torch.int64))
+    return write(directory, network, example, SCHEMA.to_json(), files=files)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +101,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def handler(explainer: Opened, table: Path) -> BaseHandler:
-    return explainer(table)
+def handler(explainer: Start, table: Path) -> BaseHandler:
+    return explainer(TabularHandler, table)
 
 
 def plain(*rows: dict[str, Any], **headers: str) -> Request:
@@ -261,25 +237,25 @@ def test_explanations_count_as_requests_of_the_explainer_and_never_as_drift(
         assert read_counts(counters, profile()).sum() == 0
 
 
-def test_category_is_told_by_what_is_looked_up_for_it(explainer: Opened, tmp_path: Path) -> None:
-    handler = explainer(unpack(tmp_path, Reversed()))
+def test_category_is_told_by_what_is_looked_up_for_it(explainer: Start, tmp_path: Path) -> None:
+    handler = explainer(TabularHandler, unpack(tmp_path, Reversed()))
     found = explained(ask(handler, plain({**ROW, "origin": "JFK"}))[0])
     assert found["attributions"]["origin"] == 0
     assert found["attributions"]["carrier"] == pytest.approx(found["value"] - found["baseline_value"], rel=0.02)
 
 
-def test_model_that_gradients_do_not_explain_says_so_with_its_gap(explainer: Opened, tmp_path: Path) -> None:
-    handler = explainer(unpack(tmp_path, Counting()))
+def test_model_that_gradients_do_not_explain_says_so_with_its_gap(explainer: Start, tmp_path: Path) -> None:
+    handler = explainer(TabularHandler, unpack(tmp_path, Counting()))
     found = explained(ask(handler, plain(ROW))[0])
     assert not found["within_tolerance"]
     assert abs(found["gap"]) > found["tolerance"]
 
 
-def test_lookup_by_a_number_has_no_gradient(explainer: Opened, tmp_path: Path) -> None:
+def test_lookup_by_a_number_has_no_gradient(explainer: Start, tmp_path: Path) -> None:
     write_archive(tmp_path)
     (tmp_path / "golden.json").write_bytes(b'{"request": {"inputs": []}}')
     row = {"delay": 30, "wind": 1.5, "carrier": "AA", "origin": "EWR"}
-    found = explained(ask(explainer(tmp_path), plain(row))[0])
+    found = explained(ask(explainer(TabularHandler, tmp_path), plain(row))[0])
     assert not found["within_tolerance"]
 
 

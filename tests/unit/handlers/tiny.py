@@ -80,10 +80,10 @@ def profile() -> Profile:
     return Profile.build(numbers, codes, {"probability": random.random(500).astype(np.float32)})
 
 
-def loading_context(directory: Path) -> Any:
+def loading_context(directory: Path, model: str = MODEL) -> Any:
     """TorchServe's own context, as it is while a worker loads an archive."""
-    manifest = {"model": {"modelName": MODEL, "modelVersion": VERSION}}
-    context = Context(MODEL, str(directory), manifest, 1, None, "0.12.0")
+    manifest = {"model": {"modelName": model, "modelVersion": VERSION}}
+    context = Context(model, str(directory), manifest, 1, None, "0.12.0")
     context.model_yaml_config = {"responseTimeout": 60, "minWorkers": 1}
     return context
 
