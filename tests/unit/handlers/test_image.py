@@ -220,12 +220,10 @@ BAD: list[tuple[Request, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "status", "words"), BAD)
-def test_every_refusal_is_the_one_that_is_meant(
-    handler: BaseHandler, request_: Request, status: int, words: str
-) -> None:
-    (answer,) = ask(handler, request_)
-    assert (answer.status, answer.error[: len(words)]) == (status, words)
+def test_every_refusal_is_the_one_that_is_meant(handler: BaseHandler) -> None:
+    for request, status, words in BAD:
+        (answer,) = ask(handler, request)
+        assert (answer.status, answer.error[: len(words)]) == (status, words)
 
 
 BATCH = 16
@@ -265,7 +263,8 @@ def test_damaged_files_are_refused_or_read(data: st.DataObject) -> None:
         found = decode(bytes(content[: data.draw(st.integers(0, len(content)))]), "body", SCHEMA)
     except RequestRefused:
         return
-    assert (found.shape, found.dtype) == (SCHEMA.shape, np.uint8)
+    assert found.shape == SCHEMA.shape
+    assert found.dtype == np.uint8
 
 
 def test_many_images_go_through_the_program_in_bounded_calls(
