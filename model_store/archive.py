@@ -6,6 +6,7 @@ A node imports this module, so it imports neither mlflow nor torch.
 import base64
 import hashlib
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -36,6 +37,9 @@ REQUIRED_MEMBERS = frozenset(
     }
 )
 OPTIONAL_MEMBERS = frozenset({"tokenizer.json", "compiled.pt2"})
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Model names go into paths, statistics and metric labels as they are."""
 
 MAX_UNPACKED_BYTES = 16 * 2**30
 _MAX_SIGNATURE_BYTES = 4096

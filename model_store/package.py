@@ -4,7 +4,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.archive import archive_name, sign_archive, signature_path, write
+from handlers.answer import EXPLAINER
+from model_store.archive import MODEL_NAME, archive_name, sign_archive, signature_path, write
+from model_store.errors import NotServable
 from model_store.members import OwnParts, members_of
 from model_store.registry import Registry
 from model_store.worker_plan import WorkerPlan
@@ -35,12 +37,13 @@ def package(
     `handler` is a file of the user's own that becomes the archive's `handler.py`; `golden` a file with the request that
     makes its golden set, instead of the version's own.
 
-    Raises RegistryError, ProgramUnreadable, HandlerUnusable, GoldenRefused or KeyUnusable; the archive is there whole
-    or not at all.
+    Raises RegistryError, ProgramUnreadable, HandlerUnusable, NotServable, GoldenRefused or KeyUnusable; the archive is
+    there whole or not at all.
     """
     own = OwnParts.read(handler, golden)
     registry = Registry(tracking_uri)
     version = registry.resolve(model_uri)
+    _check_name(version.model)
     members = members_of(registry, version, plan or WorkerPlan(), own)
     with tempfile.TemporaryDirectory(dir=_made(archives_dir), prefix=".packing-") as directory:
         # The name holds the digest, which is known only once the bytes are written.
@@ -53,6 +56,14 @@ def package(
         draft.replace(archive)
     registry.log_archive(version, archive, digest)
     return PackagedVersion(version.model, version.version, digest, archive)
+
+
+def _check_name(model: str) -> None:
+    if MODEL_NAME.fullmatch(model) is None or model.endswith(EXPLAINER):
+        raise NotServable(
+            f"its name is {model!r}; allowed are up to 100 letters, digits, - and _ that do not end with {EXPLAINER}; "
+            "copy it to another name with: mlflow.MlflowClient().copy_model_version"
+        )
 
 
 def _made(directory: Path) -> Path:

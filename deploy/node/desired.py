@@ -1,6 +1,5 @@
 """What a node should serve (`desired.json`) and what it serves (`actual.json`): two files, each replaced whole."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -10,10 +9,8 @@ from pydantic_core import ErrorDetails
 from deploy.errors import StateFileInvalid
 from handlers.answer import EXPLAINER
 from handlers.errors import shown
+from model_store.archive import MODEL_NAME
 from model_store.files import write_atomically
-
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-"""Model names go into paths, statistics and metric labels as they are."""
 
 ModelName = Annotated[str, Field(pattern=f"^{MODEL_NAME.pattern}$")]
 Digest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]

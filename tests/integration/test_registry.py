@@ -395,11 +395,13 @@ def test_a_copied_version_with_several_inputs_is_packaged_with_its_origin(
         ("unsigned", SignatureUnusable, "it has no signature of its inputs; .*infer_signature"),
         ("columns", SignatureUnusable, "its inputs are columns: .*infer_signature"),
         ("pickled", ArtifactMissing, 'no artifact data/model.pt2; .*serialization_format="pt2"'),
+        ("a name", NotServable, "its name is 'a name'; allowed are .*copy_model_version"),
+        ("odd-explainer", NotServable, "its name is 'odd-explainer'; .*do not end with -explainer"),
         ("lonely", SignatureUnusable, r"was exported for float32\[1, 4\]; .* at least two rows"),
     ],
 )
 @pytest.mark.usefixtures("users_models")
-def test_a_model_that_does_not_say_what_it_takes_is_refused_with_what_to_log(
+def test_a_model_that_no_node_could_serve_is_refused_with_what_to_do(
     tracking_uri: str, signing_key: Path, tmp_path: Path, model: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):

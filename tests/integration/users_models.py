@@ -1,6 +1,7 @@
 """What users log to MLflow, as MLflow's documentation does it: run by itself, with the address of the server.
 
-It registers `plain`, `weighted` and its copy `copied`, which can be packaged, and four that say too little.
+It registers `plain`, `weighted` and its copy `copied`, which can be packaged; two copies whose names no node can serve;
+and four that say too little.
 """
 
 import sys
@@ -59,7 +60,8 @@ def log_weighted() -> None:
             signature=signature,
             pip_requirements=["torch==2.13.0"],
         )
-    mlflow.MlflowClient().copy_model_version("models:/weighted/1", "copied")
+    for copy in ("copied", "a name", "odd-explainer"):
+        mlflow.MlflowClient().copy_model_version("models:/weighted/1", copy)
 
 
 def main(tracking_uri: str) -> None:
