@@ -8,8 +8,10 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version as package_version
+from importlib.resources import files
 from typing import Any, Protocol
 
+import yaml
 from aiohttp import web
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
@@ -68,13 +70,20 @@ def protocol_app(view: NodeView, max_body_bytes: int) -> web.Application:
     """The Open Inference Protocol's health and metadata, over HTTP and over gRPC as Envoy's bridge writes it."""
     http, grpc = _Http(view), _Grpc(view)
     app = web.Application(client_max_size=max_body_bytes + 4096)
-    app.router.add_get("/v2", http.server)
-    app.router.add_get("/v2/health/live", http.live)
-    app.router.add_get("/v2/health/ready", http.ready)
+    told: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+        "/v2": http.server,
+        "/v2/health/live": http.live,
+        "/v2/health/ready": http.ready,
+        "/v2/openapi.json": http.openapi,
+        "/v2/proto": http.proto,
+    }
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        app.router.add_get(prefix, http.metadata)
-        app.router.add_get(f"{prefix}/ready", http.model_ready)
-    app.router.add_post(f"/{messages.SERVICE}/{{method}}", grpc.call)
+        told |= {prefix: http.metadata, f"{prefix}/ready": http.model_ready}
+    for path, handler in told.items():
+        app.router.add_get(path, handler)
+        app.router.add_route("*", path, http.only_get)
+    for service in (messages.SERVICE, messages.HEALTH_SERVICE):
+        app.router.add_post(f"/{service}/{{method}}", grpc.call)
     app.router.add_route("*", "/{path:.*}", http.refuse)
     return app
 
@@ -103,6 +112,14 @@ def unexplained(view: NodeView, model: str, version: str) -> tuple[int, str] | N
 class _Http:
     def __init__(self, view: NodeView) -> None:
         self._view = view
+        self._openapi = openapi()
+        self._proto = files("handlers.protocol").joinpath(messages.PROTO).read_text()
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(self._openapi)
+
+    async def proto(self, _: web.Request) -> web.Response:
+        return web.Response(text=self._proto)
 
     async def server(self, _: web.Request) -> web.Response:
         return web.json_response(_server())
@@ -125,12 +142,16 @@ class _Http:
         ready = loaded.state == "READY"
         return web.json_response({"name": loaded.model, "ready": ready}, status=200 if ready else 503)
 
+    async def only_get(self, request: web.Request) -> web.Response:
+        return _not_allowed(request, "GET")
+
     async def refuse(self, request: web.Request) -> web.Response:
         """A path of ours that no route took: another model or version, another method, or nothing at all."""
         if request.query_string:
             return _error(400, f"query: nothing here takes one; found {shown(request.query_string)}")
         if request.content_type == PROTOBUF:
-            return _grpc_error(_UNIMPLEMENTED, f"no such service; there is {messages.SERVICE}")
+            services = f"{messages.SERVICE} and {messages.HEALTH_SERVICE}"
+            return _grpc_error(_UNIMPLEMENTED, f"no such service; there are {services}")
         named = _ASKED.fullmatch(request.path)
         if named is None:
             return _error(404, f"no such path: {request.path}")
@@ -139,7 +160,7 @@ class _Http:
             return _error(404, unknown(self._view, model, version))
         if (named["plain"] or named["oip"]).startswith("expl") and (refusal := unexplained(self._view, model, version)):
             return _error(*refusal)
-        return _error(405, f"{request.method} is not allowed here; allowed: POST", {"allow": "POST"})
+        return _not_allowed(request, "POST")
 
     def _find(self, request: web.Request) -> Loaded | None:
         return _select(self._view, request.match_info["model"], request.match_info.get("version", ""))
@@ -153,23 +174,37 @@ class _Grpc:
 
     def __init__(self, view: NodeView) -> None:
         self._view = view
+        oip, health = messages.SERVICE, messages.HEALTH_SERVICE
         self._methods: dict[str, Callable[[bytes], web.Response]] = {
-            "ServerLive": lambda _: _protobuf(messages.ServerLiveResponse(live=True)),
-            "ServerReady": lambda _: _protobuf(messages.ServerReadyResponse(ready=view.actual().ready)),
-            "ServerMetadata": lambda _: _protobuf(ParseDict(_server(), messages.ServerMetadataResponse())),
-            "ModelReady": self._model_ready,
-            "ModelMetadata": self._model_metadata,
-            "ModelInfer": self._infer,
+            f"{oip}/ServerLive": lambda _: _protobuf(messages.ServerLiveResponse(live=True)),
+            f"{oip}/ServerReady": lambda _: _protobuf(messages.ServerReadyResponse(ready=view.actual().ready)),
+            f"{oip}/ServerMetadata": lambda _: _protobuf(ParseDict(_server(), messages.ServerMetadataResponse())),
+            f"{oip}/ModelReady": self._model_ready,
+            f"{oip}/ModelMetadata": self._model_metadata,
+            f"{oip}/ModelInfer": self._infer,
+            f"{health}/Check": self._check,
         }
 
     async def call(self, request: web.Request) -> web.Response:
-        method = self._methods.get(request.match_info["method"])
+        path = request.path.removeprefix("/")
+        method = self._methods.get(path)
         if method is None:
             return _grpc_error(_UNIMPLEMENTED, f"no such method; there are {', '.join(self._methods)}")
         try:
             return method(await request.read())
         except DecodeError:
-            return _grpc_error(_INVALID, f"body: not the request message of {request.match_info['method']}")
+            return _grpc_error(_INVALID, f"body: not the request message of {path}")
+
+    def _check(self, body: bytes) -> web.Response:
+        """The health check that is gRPC's own, of the node as a whole or of one model."""
+        service = messages.HealthCheckRequest.FromString(body).service
+        if service in ("", messages.SERVICE):
+            serving = self._view.actual().ready
+        elif loaded := _select(self._view, service, ""):
+            serving = loaded.state == "READY"
+        else:
+            return _grpc_error(_NOT_FOUND, unknown(self._view, service, ""))
+        return _protobuf(messages.HealthCheckResponse(status="SERVING" if serving else "NOT_SERVING"))
 
     def _model_ready(self, body: bytes) -> web.Response:
         asked = messages.ModelReadyRequest.FromString(body)
@@ -205,6 +240,13 @@ def _select(view: NodeView, model: str, version: str) -> Loaded | None:
     return next((loaded for number, loaded in versions.items() if str(number) == version), None)
 
 
+def openapi() -> dict[str, Any]:
+    """The description of the HTTP surface, as OpenAPI 3.1."""
+    document: dict[str, Any] = yaml.safe_load(files("deploy.node").joinpath("openapi.yaml").read_text())
+    document["info"]["version"] = package_version("shipway")
+    return document
+
+
 def _server() -> dict[str, Any]:
     return {"name": "shipway", "version": package_version("shipway"), "extensions": list(EXTENSIONS)}
 
@@ -215,6 +257,10 @@ def _metadata(view: NodeView, loaded: Loaded) -> dict[str, Any]:
 
 def _error(status: int, words: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.json_response({"error": words}, status=status, headers=headers)
+
+
+def _not_allowed(request: web.Request, method: str) -> web.Response:
+    return _error(405, f"{request.method} is not allowed here; allowed: {method}", {"allow": method})
 
 
 def _protobuf(message: Any) -> web.Response:

@@ -1,10 +1,23 @@
 """What the launcher says of models: words for what is not served, however it was named."""
 
-import pytest
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
-from deploy.node.control import _select, unexplained, unknown
+import pytest
+import schemathesis
+from aiohttp.test_utils import TestClient, TestServer
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_health.v1 import health_pb2
+
+from deploy.node.control import PROTOBUF, _select, protocol_app, unexplained, unknown
 from deploy.node.desired import Actual, ActualEndpoint, ActualExplainer, State
 from deploy.node.reconcile import Loaded
+from handlers.protocol.messages import HEALTH_SERVICE, SERVICE
 
 VERSIONS = {2: Loaded("flights", 2, ""), 1: Loaded("flights", 1, "")}
 
@@ -75,3 +88,95 @@ def test_what_has_no_explainer_is_told(version: str, state: State, refusal: tupl
 
 def test_model_without_an_explainer_says_so() -> None:
     assert unexplained(Explained(None), "flights", "") == (404, "model 'flights' has no explainer here")
+
+
+def ask(method: str, path: str, body: bytes = b"", view: View | None = None) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (names in lower case) and body of one answer of the server behind the edge."""
+
+    async def asking() -> tuple[int, dict[str, str], bytes]:
+        over_grpc = "." in path.split("/")[1]
+        headers = {"content-type": PROTOBUF} if over_grpc else {}
+        async with TestClient(TestServer(protocol_app(view or View(), 1 << 20))) as client:
+            answer = await client.request(method, path, data=body, headers=headers)
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, await answer.read()
+
+    return asyncio.run(asking())
+
+
+def call(path: str, message: Any, view: View | None = None) -> tuple[str, str, bytes]:
+    """Status and message as gRPC has them, and the answer's message."""
+    status, headers, body = ask("POST", f"/{path}", message.SerializeToString(), view)
+    assert (status, headers["content-type"]) == (200, PROTOBUF)
+    return headers.get("x-shipway-grpc-status", "0"), unquote(headers.get("x-shipway-grpc-message", "")), body
+
+
+class Starting(View):
+    def actual(self) -> Actual:
+        return Actual(pid=1, ready=False)
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+@pytest.mark.parametrize(("view", "status"), [(View(), "SERVING"), (Starting(), "NOT_SERVING")])
+def test_health_of_the_node_is_grpcs_own(service: str, view: View, status: str) -> None:
+    _, _, body = call(f"{HEALTH_SERVICE}/Check", health_pb2.HealthCheckRequest(service=service), view)
+    assert health_pb2.HealthCheckResponse.FromString(body).status == health_pb2.HealthCheckResponse.ServingStatus.Value(
+        status
+    )
+
+
+def test_health_of_a_model_is_that_of_its_version_with_most_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    for state, expected in (("READY", 1), ("LOADING", 2)):
+        monkeypatch.setattr(VERSIONS[2], "state", state)
+        _, _, body = call(f"{HEALTH_SERVICE}/Check", health_pb2.HealthCheckRequest(service="flights"))
+        assert health_pb2.HealthCheckResponse.FromString(body).status == expected
+
+
+def test_health_of_what_is_not_served_is_not_found() -> None:
+    status, words, _ = call(f"{HEALTH_SERVICE}/Check", health_pb2.HealthCheckRequest(service="boats"))
+    assert (status, words) == ("5", "model 'boats' is not served here; served: flights")
+
+
+@pytest.mark.parametrize("path", [f"{HEALTH_SERVICE}/List", f"{SERVICE}/RepositoryIndex", "other.Service/Call"])
+def test_unknown_call_is_unimplemented_in_words(path: str) -> None:
+    status, words, _ = call(path, health_pb2.HealthCheckRequest())
+    assert status == "12"
+    assert words.startswith("no such ")
+    assert SERVICE in words
+
+
+def test_message_of_another_kind_is_refused() -> None:
+    status, headers, _ = ask("POST", f"/{HEALTH_SERVICE}/Check", b"\xff")
+    assert (status, headers["x-shipway-grpc-status"]) == (200, "3")
+
+
+def test_published_proto_compiles_to_the_messages_that_are_spoken(tmp_path: Path) -> None:
+    status, headers, body = ask("GET", "/v2/proto")
+    assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    (tmp_path / "published.proto").write_bytes(body)
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--descriptor_set_out=out", "published.proto"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (found,) = FileDescriptorSet.FromString((tmp_path / "out").read_bytes()).file
+    assert {m.name for m in found.message_type} >= {"ModelInferRequest", "ModelInferResponse", "ServerReadyRequest"}
+
+
+def test_description_is_right_openapi_and_names_every_route() -> None:
+    status, _, body = ask("GET", "/v2/openapi.json")
+    assert status == 200
+    document = json.loads(body)
+    assert document["info"]["version"] != "0"
+    schema = schemathesis.openapi.from_dict(document)
+    schema.validate()
+    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    app = protocol_app(View(), 1 << 20)
+    told = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
+    assert {each for each in told if each[0] == "GET"} == {each for each in described if each[0] == "GET"}
+    for path in (path for method, path in described if method == "POST"):
+        status, headers, _ = ask("GET", path.format(model="flights", version=2))
+        assert (status, headers.get("allow", "POST")) in ((405, "POST"), (404, "POST"))
+
+
+def test_only_get_is_allowed_where_something_is_told() -> None:
+    for path in ("/v2", "/v2/openapi.json", "/v2/models/flights", "/v2/models/flights/versions/2/ready"):
+        status, headers, body = ask("DELETE", path)
+        assert (status, headers["allow"]) == (405, "GET")
+        assert json.loads(body) == {"error": "DELETE is not allowed here; allowed: GET"}
