@@ -5,6 +5,7 @@ below bench/ of the state directory.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,8 @@ def _outcome(
 
 
 if __name__ == "__main__":
+    # Else the servers would go on, half of them asleep.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
     except (WrongAnswer, ShipwayError, ModelStoreError, TimeoutError, subprocess.CalledProcessError) as error:
