@@ -70,7 +70,9 @@ class TabularHandler(BaseHandler):
         return rows.encode(self.output_names, arrays, single=item.single)
 
     def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
-        drift.count(inputs[0], inputs[1], np.stack(outputs, axis=1))
+        # `np.stack` costs as much as a third of the counting.
+        columns = outputs[0][:, np.newaxis] if len(outputs) == 1 else np.stack(outputs, axis=1)
+        drift.count(inputs[0], inputs[1], columns)
 
 
 def _merged(parts: list[Any]) -> Any:

@@ -105,8 +105,13 @@ class Binner:
         Codes must lie within their vocabularies (`other` = its length), as encoding gives them.
         """
         values = np.concatenate((numbers, outputs), axis=1)
-        above = np.add.reduce(values[:, None, :] <= self._table, axis=1, dtype=np.int64)
-        numeric = self._missing - above
+        if len(values) == 1:  # a lone row, the usual case, is done in half the time without a third axis
+            above = np.add.reduce(values <= self._table, axis=0, dtype=np.int64)[np.newaxis]
+        else:
+            above = np.add.reduce(values[:, None, :] <= self._table, axis=1, dtype=np.int64)
+        numeric: IntArray = self._missing - above
+        if not len(self._first):
+            return numeric
         split = self._numbers
         return np.concatenate((numeric[:, :split], codes + self._first, numeric[:, split:]), axis=1)
 

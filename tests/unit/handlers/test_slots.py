@@ -173,3 +173,11 @@ def test_slot_is_free_although_a_child_of_its_worker_lives_on(tmp_path: Path) ->
         assert number(parent) == 0
         parent.wait()
         assert take_slot(tmp_path).number == 0
+
+
+def test_rows_without_values_are_counted_beside_an_empty_profile(tmp_path: Path) -> None:
+    empty = Profile(rows=0, features=())
+    counter = DriftCounter(tmp_path, Slot(0, lock=-1), empty)
+    counter.count_rows(3)
+    counter.count_rows(1)
+    assert read_counts(tmp_path, empty).tolist() == [4]

@@ -95,10 +95,30 @@ def test_binner_agrees_with_searching_on_edges_extremes_and_missing_values() -> 
     probabilities = random.random(len(rows)).astype(np.float32)
     found = built.binner()(np.array(rows, dtype=np.float32), carriers[:, None], probabilities[:, None])
     assert found.dtype == np.int64
-    assert found.tolist() == [
+    expected = [
         expected_bins(built, row, int(carrier), float(probability))
         for row, carrier, probability in zip(rows, carriers, probabilities, strict=True)
     ]
+    assert found.tolist() == expected
+    alone = [
+        built.binner()(np.array([row], dtype=np.float32), carriers[at : at + 1, None], probabilities[at : at + 1, None])
+        for at, row in enumerate(rows)
+    ]
+    assert np.concatenate(alone).tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_binner_of_numbers_alone_takes_codes_of_no_column(rows: int) -> None:
+    columns = numbers(50)
+    built = Profile.build(columns, {}, {})
+    values = np.stack(list(columns.values()), axis=1)[:rows]
+    bins = built.binner()(values, np.empty((rows, 0), np.int64), np.empty((rows, 0), np.float32))
+    offsets = built.layout.offsets
+    for at, feature in enumerate(built.features):
+        edges = np.array(feature.edges, dtype=np.float32)
+        found = np.searchsorted(edges, values[:, at], side="right")
+        missing = np.isnan(values[:, at])
+        np.testing.assert_array_equal(bins[:, at] - offsets[at], np.where(missing, len(feature.counts), found))
 
 
 def test_counting_the_training_rows_gives_the_profile_itself() -> None:
