@@ -66,6 +66,11 @@ def load() -> tuple[Images, Labels]:
     return images[:, None], bundled.target.astype(np.int64)
 
 
+def digest(images: Images, labels: Labels) -> str:
+    """`sha256:` and 64 digits, of pictures and labels."""
+    return f"sha256:{hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}"
+
+
 def train(console: Console, plan: Plan | None = None) -> Trained:
     """Train on four fifths of the pictures, validate on the rest."""
     plan = plan or Plan()
@@ -86,7 +91,7 @@ def train(console: Console, plan: Plan | None = None) -> Trained:
         outputs=(TensorType("probabilities", "float32", (-1, len(CLASSES))),),
         schema=schema.to_json(),
         golden=[{"name": "image", "datatype": "UINT8", "shape": list(golden.shape), "data": golden.ravel()}],
-        data_digest=f"sha256:{hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}",
+        data_digest=digest(images, labels),
         metrics={"accuracy": accuracy},
         params={**asdict(plan), "training_rows": int((~held).sum()), "validation_rows": int(held.sum())},
         epochs=[{"loss": loss} for loss in losses],

@@ -14,6 +14,10 @@ TRAININGS: Mapping[str, tuple[str, str]] = {
     "flights": ("model_store.lateness", "will a flight arrive more than 15 minutes late? (table, classifier)"),
     "delays": ("model_store.delays", "how many minutes late will a flight arrive? (table, linear regression)"),
     "digits": ("model_store.digits", "which digit is on a picture of 8 x 8 pixels? (image, convolutional network)"),
+    "resnet": ("model_store.resnet", "the same on 224 x 224 pixels, in minutes: for measurements (image, ResNet-18)"),
+    "sentences": ("model_store.sentences", "a vector for the meaning of a text (text, MiniLM-L6, nothing to learn)"),
+    "topics": ("model_store.topics", "which part of programming is a sentence about? (text, classifier on MiniLM-L6)"),
+    "weather": ("model_store.weather", "the temperature of the next 24 hours (sequence, recurrent network)"),
 }
 """Name of the registered model: the module with `train(console, plan) -> Trained`, and what it learns."""
 
