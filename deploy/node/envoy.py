@@ -238,9 +238,9 @@ def _script(file: str) -> str:
 def _local_replies(edge: Edge) -> Config:
     """Envoy's own answers in our words: JSON for HTTP, and for gRPC the right status with the words as its message."""
     body = f"the request body is larger than {edge.max_body_bytes} bytes, the most that this node takes"
-    too_large: Config = {"status_code_filter": {"comparison": {"op": "EQ", "value": _runtime_value(413)}}}
     cases: list[tuple[Config, int, str]] = [
-        (too_large, 8, body),
+        (_status(413), 8, body),
+        (_status(400), 3, "the edge cannot read this request: %RESPONSE_CODE_DETAILS%"),
         (_flags("UT"), 4, f"no answer within {edge.timeout_seconds:g} s, the node's limit for one request"),
         (_flags("UO"), 14, "too many requests wait for this model; try again later"),
         (_flags("UF", "UC", "UH", "URX"), 14, "the model's worker ended while it had this request; try again"),
@@ -277,8 +277,9 @@ def _flags(*flags: str) -> Config:
     return {"response_flag_filter": {"flags": list(flags)}}
 
 
-def _runtime_value(value: int) -> Config:
-    return {"default_value": value, "runtime_key": "shipway.unused"}
+def _status(code: int) -> Config:
+    value = {"default_value": code, "runtime_key": "shipway.unused"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
 def _access_log(edge: Edge) -> Config:

@@ -182,6 +182,12 @@ def test_path_that_climbs_reaches_no_other_interface(real: RealEdge, path: str) 
     assert answer.status == 404 or answer.seen["server"] == "control"
 
 
+def test_path_that_cannot_be_read_is_refused_in_words(real: RealEdge) -> None:
+    answer = real.ask("POST", "/predictions/fl%5Cights")
+    assert answer.status == 400
+    assert json.loads(answer.body) == {"error": "the edge cannot read this request: path_normalization_failed"}
+
+
 def test_body_over_the_limit_is_refused_in_words(real: RealEdge) -> None:
     answer = real.ask("POST", "/predictions/flights", b"x" * (real.edge.max_body_bytes + 100))
     assert answer.status == 413
