@@ -247,25 +247,23 @@ def _local_replies(edge: Edge) -> Config:
     ]
     mappers = []
     for condition, grpc_status, words in cases:
-        both = {
-            "and_filter": {
-                "filters": [
-                    condition,
-                    {"header_filter": {"header": over_grpc()}},
-                ]
-            }
-        }
         mappers.append(
             {
-                "filter": both,
+                "filter": {"and_filter": {"filters": [condition, _grpc_call()]}},
                 "body_format_override": {"text_format_source": {"inline_string": words}},
                 "headers_to_add": [set_header("grpc-status", str(grpc_status))],
             }
         )
         mappers.append({"filter": condition, "body_format_override": {"json_format": {"error": words}}})
     plain = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
-    mappers.append({"filter": {"header_filter": {"header": over_grpc()}}, "body_format_override": plain})
+    mappers.append({"filter": _grpc_call(), "body_format_override": plain})
     return {"mappers": mappers, "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}
+
+
+def _grpc_call() -> Config:
+    """By grpc_route.lua's mark, or before that by what the client says; the bridge changes the content type."""
+    said = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    return {"or_filter": {"filters": [{"header_filter": {"header": header}} for header in (over_grpc(), said)]}}
 
 
 def over_grpc() -> Config:

@@ -1,5 +1,6 @@
 """Whatever a client can get wrong gets a 4xx, or gRPC's INVALID_ARGUMENT and NOT_FOUND, in words; never a 5xx."""
 
+import gzip
 import json
 import threading
 from collections.abc import Callable
@@ -135,10 +136,32 @@ def test_content_type(lab: Lab, path: str, content_type: str) -> None:
     assert json.loads(body)["error"].startswith(f"content-type: '{content_type.partition(';')[0]}' is not read here")
 
 
-def test_a_compressed_body_is_refused_in_words(lab: Lab) -> None:
-    status, _, body = post(lab.port, ROWS, b"\x1f\x8b", {"content-encoding": "gzip"})
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd"])
+def test_compression_that_is_not_unpacked_is_refused_in_words(lab: Lab, encoding: str) -> None:
+    status, _, body = post(lab.port, ROWS, b"\x1f\x8b", {"content-encoding": encoding})
     assert status == 415
-    assert json.loads(body)["error"] == "content-encoding: 'gzip' is not unpacked here; allowed: identity"
+    words = f"content-encoding: '{encoding}' is not unpacked here; allowed: identity, gzip"
+    assert json.loads(body)["error"] == words
+
+
+def test_body_that_is_no_gzip_is_refused(lab: Lab) -> None:
+    status, _, body = post(lab.port, ROWS, b"\x1f\x8bno", {"content-encoding": "gzip"})
+    assert status == 400
+    assert json.loads(body)["error"].startswith("body: not JSON")
+
+
+@pytest.mark.parametrize("path", [INFER, ROWS])
+def test_body_that_unpacks_to_more_than_the_limit(lab: Lab, path: str) -> None:
+    limit = lab.settings.max_body_bytes
+    bomb = gzip.compress(b"[" + b" " * limit + b"]")
+    assert len(bomb) < limit / 100
+    status, _, body = post(lab.port, path, bomb, {"content-encoding": "gzip"})
+    assert status == 413
+    assert json.loads(body)["error"].startswith(f"the request body is larger than {limit} bytes")
+    # Just below the limit it is read, and found wanting.
+    status, _, body = post(lab.port, path, gzip.compress(b" " * (limit - 2) + b"{}"), {"content-encoding": "gzip"})
+    assert status == 400
+    assert not json.loads(body)["error"].startswith("body: not JSON")
 
 
 @pytest.mark.parametrize("path", [INFER, ROWS])

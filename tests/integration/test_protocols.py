@@ -1,6 +1,8 @@
 """Asking a served version over every protocol, with public clients and by hand."""
 
+import gzip
 import json
+import queue
 from typing import Any
 
 import grpc
@@ -9,10 +11,12 @@ import numpy.typing as npt
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.utils import triton_to_np_dtype
 
-from handlers.protocol.messages import ModelInferRequest
+from handlers.protocol.messages import SERVICE, ModelInferRequest
 from tests.integration.clients import call, post
-from tests.integration.conftest import Lab
+from tests.integration.conftest import Lab, samples, wait_for
 
 PROVENANCE = ("x-shipway-model", "x-shipway-version", "x-shipway-digest", "x-shipway-prediction-id", "x-request-id")
 INFER = "/v2/models/flights/infer"
@@ -174,3 +178,103 @@ def test_typed_grpc_contents_are_read_as_raw_ones_are(lab: Lab) -> None:
         contents.extend(values.tolist())
     answer = call(lab.port, "ModelInfer", request.SerializeToString())
     assert np.frombuffer(answer[-4 * 128 :], dtype=np.float32) == pytest.approx(lab.expected(), rel=1e-5)
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP64", "INT32"])
+def test_any_datatype_of_numbers_is_read(lab: Lab, datatype: str) -> None:
+    """Small whole numbers are the same in all of them, over HTTP and gRPC."""
+    names = [name for name, values in arrays(lab).items() if values.dtype != object]
+    rows = [{**lab.row(index), **dict.fromkeys(names, 2)} for index in range(4)]
+    _, _, plain = post(lab.port, "/predictions/flights", rows)
+    expected = [row["probability"] for row in json.loads(plain)]
+    for module in (triton_http, triton_grpc):
+        tensors = []
+        for tensor in inputs(lab, module, slice(4)):
+            if tensor.name() in names:
+                twos = np.full(4, 2, dtype=triton_to_np_dtype(datatype))
+                tensors.append(module.InferInput(tensor.name(), [4], datatype).set_data_from_numpy(twos))
+            else:
+                tensors.append(tensor)
+        answer = module.InferenceServerClient(f"127.0.0.1:{lab.port}").infer("flights", tensors)
+        assert answer.as_numpy("probability").tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gzip_both_ways_with_public_clients(lab: Lab) -> None:
+    over_http = triton_http.InferenceServerClient(f"127.0.0.1:{lab.port}")
+    compressed = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
+    assert close(lab, over_http.infer("flights", inputs(lab, triton_http), **compressed).as_numpy("probability"))
+    over_grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{lab.port}")
+    for version in ("1", "2"):
+        tensors = inputs(lab, triton_grpc)
+        answer = over_grpc.infer("flights", tensors, model_version=version, compression_algorithm="gzip")
+        assert answer.get_response().model_version == version
+        plain = over_grpc.infer("flights", tensors, model_version=version)
+        np.testing.assert_array_equal(answer.as_numpy("probability"), plain.as_numpy("probability"))
+
+
+def test_large_answer_is_compressed_for_who_accepts_it(lab: Lab) -> None:
+    rows = [lab.row(index % 128) for index in range(1000)]
+    _, headers, body = post(lab.port, "/predictions/flights", rows, {"accept-encoding": "gzip"})
+    assert headers["content-encoding"] == "gzip"
+    _, plain_headers, plain = post(lab.port, "/predictions/flights", rows)
+    assert "content-encoding" not in plain_headers
+    assert json.loads(gzip.decompress(body)) == json.loads(plain)
+    assert len(body) < len(plain)
+
+
+def test_health_with_grpcs_own_client(lab: Lab) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{lab.port}") as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "flights"):
+            asked = health_pb2.HealthCheckRequest(service=service)
+            assert health.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+            assert health.Check(asked, timeout=10, compression=grpc.Compression.Gzip).status == 1
+        for asking, code, words in (
+            (lambda: health.Check(health_pb2.HealthCheckRequest(service="boats"), timeout=10), "NOT_FOUND", "model 'b"),
+            (
+                lambda: next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10)),
+                "UNIMPLEMENTED",
+                "grpc.health.v1",
+            ),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                asking()
+            error: Any = caught.value
+            assert error.code().name == code
+            assert error.details().startswith(words)
+
+
+def test_streaming_client_is_told_at_once(lab: Lab) -> None:
+    client = triton_grpc.InferenceServerClient(f"127.0.0.1:{lab.port}")
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    client.async_stream_infer("flights", inputs(lab, triton_grpc))
+    _, error = answers.get(timeout=20)
+    client.stop_stream(cancel_requests=True)
+    assert "ModelStreamInfer is a streaming call" in str(error)
+
+
+def test_trace_and_request_id_come_back_from_every_protocol(lab: Lab) -> None:
+    trace = {
+        "x-request-id": "mine",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "vendor=opaque",
+    }
+    for path, body in (("/predictions/flights", lab.row()), (INFER, lab.golden["request"]), (INFER, {})):
+        _, headers, _ = post(lab.port, path, body, trace)
+        assert trace.items() <= headers.items()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(lab.port, "ModelInfer", ModelInferRequest(model_name="flights").SerializeToString(), tuple(trace.items()))
+    error: Any = caught.value
+    assert trace.items() <= dict(error.initial_metadata()).items()
+
+
+def test_work_whose_deadline_has_passed_is_not_computed(lab: Lab) -> None:
+    """Asked over HTTP/1.1, as a client's library sends nothing when it has no time."""
+    expired = 'shipway_requests_total{model="flights",outcome="expired",protocol="oip_grpc",version="1"}'
+    before = samples(lab.settings).get(expired, 0)
+    message = ModelInferRequest(model_name="flights").SerializeToString()
+    headers = {"content-type": "application/grpc", "te": "trailers", "grpc-timeout": "1n"}
+    status, _, _ = post(lab.port, f"/{SERVICE}/ModelInfer", b"\0" + len(message).to_bytes(4, "big") + message, headers)
+    assert status == 200  # gRPC's own status is in the trailers
+    wait_for(lambda: samples(lab.settings).get(expired, 0) == before + 1, 10)

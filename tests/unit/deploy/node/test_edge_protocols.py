@@ -155,6 +155,14 @@ def refused(channel: grpc.Channel, path: str, message: bytes, **options: Any) ->
     return caught.value
 
 
+def test_message_over_the_limit_is_refused_in_words(channel: grpc.Channel) -> None:
+    error: Any = refused(channel, INFER, infer(size=MIB))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details().startswith(f"the request body is larger than {MIB} bytes")
+    seen, _ = call(channel, INFER, infer(size=MIB - 100))
+    assert seen["server"] == "flights/1"
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
