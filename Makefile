@@ -8,13 +8,16 @@ LOAD_SECONDS ?= 20
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check load bench clean generate lock programs
+.PHONY: help demo models test check load bench clean generate lock programs
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(INSTALLED) programs ## Train, register, package, serve and ask the flights model; the stack stays up
 	$(BIN)/shipway demo
+
+models: $(INSTALLED) programs ## The same for one model of every kind: table, image, text, sequence
+	$(BIN)/shipway demo --all
 
 test: $(INSTALLED) programs ## Run the whole test suite
 	$(BIN)/pytest

@@ -222,12 +222,14 @@ def node(settings: Settings, *, insecure: bool) -> None:
 
 
 @cli.command()
+@click.option("--all", "every", is_flag=True, help="Every kind of model instead: table, image, text and sequence.")
 @pass_settings
-def demo(settings: Settings) -> None:
+def demo(settings: Settings, *, every: bool) -> None:
     """Train, register, package and serve the flights model, then ask it about three real flights."""
-    from deploy.demo import run
+    from deploy import demo as one
+    from deploy import gallery
 
-    run(settings, Console())
+    (gallery if every else one).run(settings, Console())
 
 
 def _told(settings: Settings, *, insecure: bool) -> Settings:

@@ -57,11 +57,7 @@ def run(settings: Settings, console: Console) -> None:
     """
     started = time.monotonic()
     _chapter(console, 1, "Start MLflow, Prometheus and a serving node")
-    if not settings.signing_key.exists():
-        key = create_key(settings.signing_key, settings.trust_dir)
-        console.print(f"made the signing key {key}, which the node trusts")
-    asking = caller(settings)
-    stack.up(settings, console)
+    asking = start(settings, console)
 
     _chapter(console, 2, "Train on the flights of January to April, validate on May, register")
     registered = train(MODEL, tracking_uri=settings.mlflow_uri, console=console)
@@ -77,7 +73,7 @@ def run(settings: Settings, console: Console) -> None:
 
     _chapter(console, 4, "Serve: verify, load, reproduce the golden set")
     serve(settings.desired_file, packaged.model, packaged.version, packaged.digest)
-    _wait_until_ready(settings, packaged, console)
+    wait_until_ready(settings, packaged, console)
 
     _chapter(console, 5, "Ask it about three flights of the months after May")
     chosen = _three_flights()
@@ -86,11 +82,22 @@ def run(settings: Settings, console: Console) -> None:
     console.print(f"\nAll of this took {time.monotonic() - started:.0f} s.")
 
 
+def start(settings: Settings, console: Console) -> Caller:
+    """The stack, with a key to sign with; returns who may ask the node."""
+    if not settings.signing_key.exists():
+        key = create_key(settings.signing_key, settings.trust_dir)
+        console.print(f"made the signing key {key}, which the node trusts")
+    asking = caller(settings)
+    stack.up(settings, console)
+    return asking
+
+
 def _chapter(console: Console, number: int, title: str) -> None:
     console.print(f"\n[bold]{number}. {title}[/bold]")
 
 
-def _wait_until_ready(settings: Settings, packaged: PackagedVersion, console: Console) -> None:
+def wait_until_ready(settings: Settings, packaged: PackagedVersion, console: Console) -> None:
+    """Return once the node gives this archive all traffic. Raises LoadFailed."""
     name = f"{packaged.model} version {packaged.version}"
     deadline = time.monotonic() + READY_WITHIN_SECONDS
     found: ActualVersion | None = None
@@ -149,12 +156,12 @@ def _open_inference(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _ask_open_inference(asking: Caller, body: dict[str, Any]) -> Answer:
-    answer, headers = _post(asking, f"/v2/models/{MODEL}/infer", body)
+    answer, headers = post(asking, f"/v2/models/{MODEL}/infer", body)
     return _answer("HTTP, OIP", answer["outputs"][0]["data"][0], headers)
 
 
 def _ask_rows(asking: Caller, rows: list[dict[str, Any]]) -> Answer:
-    answer, headers = _post(asking, f"/predictions/{MODEL}", rows)
+    answer, headers = post(asking, f"/predictions/{MODEL}", rows)
     return _answer("HTTP, rows", answer[0]["probability"], headers)
 
 
@@ -180,7 +187,7 @@ def _ask_grpc(asking: Caller, body: dict[str, Any]) -> Answer:
     return _answer("gRPC, OIP", np.frombuffer(answer.raw_output_contents[0], np.float32).item(), headers)
 
 
-def _post(asking: Caller, path: str, body: object) -> tuple[Any, dict[str, str]]:
+def post(asking: Caller, path: str, body: object) -> tuple[Any, dict[str, str]]:
     url, headers = asking.url + path, {"Content-Type": "application/json", **asking.headers()}
     request = urllib.request.Request(  # noqa: S310 - our own node's URL
         url, data=json.dumps(body).encode(), headers=headers

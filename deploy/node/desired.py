@@ -73,6 +73,7 @@ class ActualVersion(_Frozen):
     version: int
     digest: str
     weight: int
+    """What is in force; the desired one only once its routes are."""
     state: State
     reason: str = ""
     """Why it is not READY, in words."""

@@ -154,7 +154,10 @@ class Reconciler:
         reason = loaded.reason if loaded else ""
         if loaded and loaded.digest != desired.digest:
             state, reason = "FAILED", f"it is loaded as {loaded.digest}; serve another version, then this one again"
-        return ActualVersion(**desired.model_dump(), state=state, reason=reason)
+        routed = (v.weight for e in self.routed if e.model == model for v in e.versions if v.version == desired.version)
+        return ActualVersion(
+            version=desired.version, digest=desired.digest, weight=next(routed, 0), state=state, reason=reason
+        )
 
     def _actual_explainer(self, endpoint: DesiredEndpoint) -> ActualExplainer | None:
         key = _explainer(endpoint)

@@ -92,6 +92,16 @@ def test_node_says_why_it_is_not_ready(reconciler: Reconciler, endpoint: Desired
     assert actual(reconciler, endpoint).reason.startswith("flights version 1 is LOADING; flights version 2 is LOADING")
 
 
+def test_weights_are_those_in_force(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
+    swapped = endpoint.model_copy(update={"versions": tuple(reversed(endpoint.versions))})
+    other = [v.model_copy(update={"weight": 100 * (v.version == 3)}) for v in swapped.versions]
+    wanted = endpoint.model_copy(update={"versions": tuple(other)})
+    found = {v.version: v.weight for v in actual(reconciler, wanted).endpoints[0].versions}
+    assert found == {v.version: v.weight for v in endpoint.versions}
+    reconciler.routed = ()
+    assert {v.weight for v in actual(reconciler, wanted).endpoints[0].versions} == {0}
+
+
 def test_dead_workers_move_no_routes(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
     workers: Any = reconciler.management
     workers.answer = []
