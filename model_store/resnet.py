@@ -50,7 +50,7 @@ class Plan:
 
     stages: tuple[Stage, ...] = (Stage(48, 60, 48), Stage(112, 40, 24), Stage(PIXELS, 50, 16))
     settled_rows: int = 128
-    """About as many pictures, evenly spaced, are what the statistics of the batch norms are of in the end."""
+    """Pictures, evenly spaced, that the statistics of the batch norms are of in the end."""
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     seed: int = 0
@@ -142,7 +142,8 @@ def _fit(images: Images, labels: Labels, plan: Plan, console: Console) -> tuple[
                 losses.append(loss.item())
                 advance(f"{stage.pixels} x {stage.pixels} pixels, loss {losses[-1]:.3f}")
         # Batch norms of small pictures do not fit large ones.
-        settled = torch.from_numpy(blown_up(images[:: len(images) // plan.settled_rows], plan.stages[-1].pixels))
+        spaced = np.linspace(0, len(images) - 1, plan.settled_rows).astype(int)
+        settled = torch.from_numpy(blown_up(images[spaced], plan.stages[-1].pixels))
         with autocast:
             update_bn(settled.split(_JUDGED_ROWS), network)  # type: ignore[no-untyped-call]
     return network.eval(), losses
