@@ -1,5 +1,6 @@
 """Any model whose inputs and outputs are tensors, as its signature in MLflow says: no code of its own is needed."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class _Input:
     def __init__(self, spec: TensorSpec) -> None:
         self._spec = spec
         self._dtype = NUMPY_DTYPES[spec.datatype]
+        self._row_bytes = prod(spec.shape) * self._dtype.itemsize
         # BOOL is no number, although numpy would make one of it.
         self._datatypes = [spec.datatype] + [
             datatype
@@ -99,9 +101,10 @@ class _Input:
         """Rows of raw values, little-endian, with nothing around them."""
         if FREE in self._spec.shape:
             raise self._refusal("raw bytes do not tell its shape", Words(f"{len(body)} bytes"), "application/json")
-        row_bytes = int(np.prod(self._spec.shape)) * self._dtype.itemsize
-        if not len(body) or len(body) % row_bytes:
-            allowed = f"a multiple of {row_bytes} bytes: {self._spec.datatype} of shape {_words(self._spec.shape)}"
+        if not len(body) or len(body) % self._row_bytes:
+            allowed = (
+                f"a multiple of {self._row_bytes} bytes: {self._spec.datatype} of shape {_words(self._spec.shape)}"
+            )
             raise self._refusal("raw bytes do not fill its rows", Words(f"{len(body)} bytes"), allowed)
         return np.frombuffer(body, self._dtype).reshape(-1, *self._spec.shape)
 

@@ -27,6 +27,12 @@ def _datatype(name: str) -> str:
     return name
 
 
+def _axis(size: int) -> int:
+    if size != FREE and size < 1:
+        raise ValueError(f"an axis has at least one value, or is {FREE} for any number of them")
+    return size
+
+
 def _rising(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if not sizes or list(sizes) != sorted(set(sizes)):
         raise ValueError("buckets must rise")
@@ -45,7 +51,7 @@ class TensorSpec(_Part):
 
     name: str = Field(min_length=1)
     datatype: Annotated[str, AfterValidator(_datatype)]
-    shape: tuple[Annotated[int, Field(ge=FREE)], ...]
+    shape: tuple[Annotated[int, AfterValidator(_axis)], ...]
     """Of one row; -1 for an axis that may have any size."""
 
     def entry(self) -> Entry:

@@ -75,6 +75,11 @@ def test_metadata_of_a_table_is_a_tensor_for_each_column() -> None:
         (TENSORS, {"inputs": [{"name": "x", "datatype": "BYTES", "shape": []}]}, "a program has no tensors of BYTES"),
         (TENSORS, {"inputs": [{"name": "x", "datatype": "BF16", "shape": []}]}, "a program has no tensors of BF16"),
         (TENSORS, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}, "schema.json: inputs.0.shape.0: "),
+        (
+            TENSORS,
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 0]}]},
+            "schema.json: inputs.0.shape.1: .*at least one value",
+        ),
         (TENSORS, {"inputs": [{"name": "x", "datatype": "FP32", "shape": []}] * 2}, "two inputs have the same name"),
     ],
 )
