@@ -170,8 +170,16 @@ class Management:
     async def unregister(self, model: str, version: int) -> None:
         """Remove a version. Its requests must have ended: TorchServe would leave them without any answer."""
         status, body = await self._call("DELETE", f"/models/{model}/{version}")
+        if status == 403:  # it is the default of several; nobody asks for a model without its version
+            await self._make_another_default(model, version)
+            status, body = await self._call("DELETE", f"/models/{model}/{version}")
         if status not in (200, 404):
             raise LoadFailed(f"TorchServe does not remove {model} version {version}: {status} {_message(body)}")
+
+    async def _make_another_default(self, model: str, version: int) -> None:
+        _, body = await self._call("GET", f"/models/{model}/all")
+        others = [each["modelVersion"] for each in json.loads(body) if each["modelVersion"] != str(version)]
+        await self._call("PUT", f"/models/{model}/{others[0]}/set-default")
 
     def _authorization(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._key}"}
