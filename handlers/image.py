@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 from handlers.answer import Call
 from handlers.base import Array, Item
-from handlers.bucketing import in_calls
 from handlers.errors import InvalidRequest, Words, shown
 from handlers.inputs import by_name, joined
 from handlers.kinds import ImageSchema
@@ -83,9 +82,6 @@ class ImageHandler(NamedOutputs):
     def check(self, items: list[Item]) -> list[Array]:
         # All was checked as it was read: no value depends on another request.
         return [joined([item.data for item in items])]
-
-    def run(self, inputs: list[Array]) -> list[Array]:
-        return in_calls(self.execute, inputs, self.max_rows)
 
 
 def from_base64(value: object, field: str) -> bytes:

@@ -1,0 +1,56 @@
+"""Every row is in one group, with rows that fit it, and comes back to its own place."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.bucketing import by_length, by_shape, in_calls, in_groups
+from handlers.inputs import Array, ragged
+
+BUCKETS = (4, 8, 16)
+
+
+@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=40), max_rows=st.integers(1, 8))
+def test_rows_of_a_group_fill_the_same_bucket(lengths: list[int], max_rows: int) -> None:
+    groups = by_length(np.array(lengths), BUCKETS, max_rows)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    buckets = [{next(size for size in BUCKETS if lengths[row] <= size) for row in group} for group in groups]
+    assert all(len(found) == 1 for found in buckets)
+    assert all(len(group) <= max_rows for group in groups)
+    # No more groups than the limit of rows needs.
+    for bucket in BUCKETS:
+        rows = sum(next(size for size in BUCKETS if length <= size) == bucket for length in lengths)
+        assert sum(found == {bucket} for found in buckets) == -(-rows // max_rows)
+
+
+@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=40), max_rows=st.integers(1, 8))
+def test_outputs_come_back_in_the_order_of_the_rows(lengths: list[int], max_rows: int) -> None:
+    values = np.array(lengths)
+
+    def outputs_of(rows: Array) -> list[Array]:
+        return [rows * 2, np.stack([rows, values[rows]], axis=1)]
+
+    doubled, both = in_groups(by_length(values, BUCKETS, max_rows), outputs_of)
+    assert doubled.tolist() == [2 * row for row in range(len(lengths))]
+    assert both.tolist() == [[row, length] for row, length in enumerate(lengths)]
+
+
+def test_rows_of_a_shape_in_every_input_are_one_group() -> None:
+    first = ragged([np.zeros(size) for size in (2, 3, 2, 3, 2)])
+    second = ragged([np.zeros((size, 1)) for size in (1, 1, 1, 1, 4)])
+    groups = by_shape([first, np.zeros((5, 2)), second])
+    assert [rows.tolist() for rows in groups] == [[0, 2], [1, 3], [4]]
+
+
+@given(rows=st.integers(1, 20), max_rows=st.integers(1, 8))
+def test_calls_are_bounded_and_lose_no_row(rows: int, max_rows: int) -> None:
+    seen: list[int] = []
+
+    def execute(inputs: list[Array]) -> list[Array]:
+        seen.append(len(inputs[0]))
+        return [inputs[0] + inputs[1]]
+
+    (found,) = in_calls(execute, [np.arange(rows), np.arange(rows)], max_rows)
+    assert found.tolist() == [2 * row for row in range(rows)]
+    assert max(seen) <= max_rows
+    assert len(seen) == -(-rows // max_rows)
