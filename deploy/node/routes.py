@@ -175,7 +175,7 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
             # Only in the answers of those who sent them.
             *(set_header(name, f"%REQ({name})%") for name in _TRACE),
         ],
-        **({} if protocol == GRPC else {"typed_per_filter_config": _over_http(packed=packed)}),
+        "typed_per_filter_config": _over_grpc() if protocol == GRPC else _over_http(packed=packed),
     }
 
 
@@ -189,20 +189,16 @@ def _control_routes() -> list[Config]:
         "body": {"inline_string": f"no such path; this node serves {', '.join(SERVED)}"},
     }
     gzip = {"name": "grpc-encoding", "string_match": {"exact": "gzip"}}
-    # The second buffer says how long the unpacked message is.
-    unpacking = dict.fromkeys((GRPC_UNPACK_FILTER, GRPC_UNPACKED_FILTER, BUFFER_FILTER), _ON)
+    grpc = {"typed_per_filter_config": _over_grpc()}
+    grpc_packed = {"typed_per_filter_config": _over_grpc(packed=True)}
     return [
         *_streaming_routes(),
-        {
-            "match": {"prefix": "/", "grpc": {}, "headers": [gzip]},
-            "route": control,
-            "typed_per_filter_config": unpacking,
-        },
-        {"match": {"prefix": f"/{SERVICE}/"}, "route": control},
+        {"match": {"prefix": "/", "grpc": {}, "headers": [gzip]}, "route": control, **grpc_packed},
+        {"match": {"prefix": f"/{SERVICE}/"}, "route": control, **grpc},
         *({"match": {"prefix": prefix}, "route": control, **plain} for prefix in http_prefixes),
         # Twice: the bridge changes the content type and has the route chosen again.
-        {"match": {"prefix": "/", "grpc": {}}, "route": control},
-        {"match": {"prefix": "/", "headers": [over_grpc()]}, "route": control},
+        {"match": {"prefix": "/", "grpc": {}}, "route": control, **grpc},
+        {"match": {"prefix": "/", "headers": [over_grpc()]}, "route": control, **grpc},
         {"match": {"prefix": "/"}, "direct_response": refusal, **plain},
     ]
 
@@ -215,7 +211,6 @@ def _streaming_routes() -> list[Config]:
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "the file at /v2/proto",
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "the file at /v2/proto",
     }
-    off = {GRPC_BUFFER_FILTER: _OFF, BRIDGE_FILTER: _OFF, GRPC_ERRORS_FILTER: _OFF}
     return [
         {
             "match": {"path": f"/{path}"},
@@ -223,18 +218,22 @@ def _streaming_routes() -> list[Config]:
                 "status": 404,  # which gRPC calls UNIMPLEMENTED
                 "body": {"inline_string": f"{path} is a streaming call, and this node answers none; use {words}"},
             },
-            "typed_per_filter_config": off,
+            "typed_per_filter_config": {GRPC_ROUTE_FILTER: _ON},
         }
         for path, words in instead.items()
     ]
 
 
-_OFF = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 _ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
 
 def _over_http(*, packed: bool) -> Config:
-    """Per-route switches: no gRPC filters, and those that unpack and pack only for who needs them."""
-    off = (GRPC_BUFFER_FILTER, GRPC_ROUTE_FILTER, BRIDGE_FILTER, GRPC_ERRORS_FILTER)
-    on = (BUFFER_FILTER, UNPACK_FILTER, PACK_FILTER) if packed else (BUFFER_FILTER,)
-    return {**dict.fromkeys(off, _OFF), **dict.fromkeys(on, _ON)}
+    """The filters of a request over HTTP; those that unpack and pack only for who needs them."""
+    return dict.fromkeys((BUFFER_FILTER, UNPACK_FILTER, PACK_FILTER) if packed else (BUFFER_FILTER,), _ON)
+
+
+def _over_grpc(*, packed: bool = False) -> Config:
+    """The filters of a call over gRPC. Its first route decides, and that is one of the launcher's."""
+    plain = (GRPC_BUFFER_FILTER, GRPC_ROUTE_FILTER, BRIDGE_FILTER, GRPC_ERRORS_FILTER)
+    # The second buffer says how long the unpacked message is.
+    return dict.fromkeys((*plain, *((GRPC_UNPACK_FILTER, GRPC_UNPACKED_FILTER, BUFFER_FILTER) if packed else ())), _ON)

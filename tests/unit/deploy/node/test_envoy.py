@@ -185,6 +185,7 @@ def test_path_that_climbs_reaches_no_other_interface(real: RealEdge, path: str) 
 def test_path_that_cannot_be_read_is_refused_in_words(real: RealEdge) -> None:
     answer = real.ask("POST", "/predictions/fl%5Cights")
     assert answer.status == 400
+    assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.body) == {"error": "the edge cannot read this request: path_normalization_failed"}
 
 
