@@ -128,3 +128,43 @@ def test_torchserve_that_is_not_there_is_told_in_words(layout: Layout) -> None:
             await management.close()
 
     asyncio.run(ask())
+
+
+def explained(reconciler: Reconciler, endpoint: DesiredEndpoint) -> int | None:
+    routable = reconciler._routable(endpoint)
+    assert routable is not None
+    assert routable.versions == endpoint.versions
+    return routable.explainer
+
+
+def test_explainer_is_routed_once_it_is_proven_and_predictions_do_not_wait(
+    reconciler: Reconciler, endpoint: DesiredEndpoint
+) -> None:
+    wanted = endpoint.model_copy(update={"explainer": 2})
+    assert explained(reconciler, wanted) is None
+    assert actual(reconciler, wanted).ready
+    loaded = Loaded("flights-explainer", 2, DIGESTS[2])
+    reconciler.loaded[loaded.key] = loaded
+    assert explained(reconciler, wanted) is None
+    loaded.registered, loaded.profile, loaded.state = True, Profile(rows=0, features=()), "READY"
+    assert explained(reconciler, wanted) == 2
+    (shown,) = actual(reconciler, wanted).endpoints
+    assert shown.explainer is not None
+    assert (shown.explainer.version, shown.explainer.state) == (2, "READY")
+
+
+def test_explainer_before_stays_until_the_next_one_is_ready_or_has_failed(
+    reconciler: Reconciler, endpoint: DesiredEndpoint
+) -> None:
+    reconciler.routed = (endpoint.model_copy(update={"explainer": 1}),)
+    wanted = endpoint.model_copy(update={"explainer": 2})
+    loaded = Loaded("flights-explainer", 2, DIGESTS[2])
+    reconciler.loaded[loaded.key] = loaded
+    assert explained(reconciler, wanted) == 1
+    loaded.state, loaded.reason = "FAILED", "gradients do not explain this model"
+    assert explained(reconciler, wanted) is None
+    found = actual(reconciler, wanted)
+    assert found.ready
+    assert found.endpoints[0].explainer is not None
+    assert found.endpoints[0].explainer.reason == "gradients do not explain this model"
+    assert explained(reconciler, endpoint) is None
