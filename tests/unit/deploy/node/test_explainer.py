@@ -27,7 +27,10 @@ def test_archive_is_unpacked_under_another_name_with_one_worker_and_no_batches(t
     assert found == {**manifest, "model": {**manifest["model"], "modelName": "flights-explainer"}}  # type: ignore[dict-item]
     assert yaml.safe_load((directory / "model-config.yaml").read_text()) == {
         **plan,
-        "minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "jobQueueSize": 16,
+        "minWorkers": 1,
+        "maxWorkers": 1,
+        "batchSize": 1,
+        "jobQueueSize": 16,
     }
     assert (directory / "program.json").read_bytes() == b"{}"
 
