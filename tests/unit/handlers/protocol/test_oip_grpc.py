@@ -99,14 +99,27 @@ def test_raw_tensor_is_a_view_of_the_body() -> None:
     assert list(tensor.values) == [7.0, 2.0]
 
 
-@pytest.mark.parametrize("datatype", ["FP32", "INT64", "BYTES"])
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "INT64", "BYTES"])
 def test_answer_is_read_by_a_public_client(datatype: str) -> None:
-    values = CONTENTS[datatype][1]
+    values = CONTENTS.get(datatype, ("", [1.5, -2.0]))[1]
     array: Any = values if datatype == "BYTES" else np.array(values, dtype=NUMPY_DTYPES[datatype])
     body = encode("tiny", "3", InferRequest((), id="id-1"), [Tensor("x", datatype, (2, 1), array)])
     response = service_pb2.ModelInferResponse.FromString(body)
     assert (response.model_name, response.model_version, response.id) == ("tiny", "3", "id-1")
     assert triton.InferResult(response).as_numpy("x").ravel().tolist() == values
+
+
+def test_several_outputs_are_read_by_a_public_client() -> None:
+    outputs = [
+        Tensor("x", "BF16", (2,), np.array([1.5, -2.0], np.float32)),
+        Tensor("label", "BYTES", (1,), ["late"]),
+        Tensor("y", "INT64", (2, 1), np.array([[7], [8]])),
+    ]
+    body = encode("tiny", "3", InferRequest(()), outputs)
+    result = triton.InferResult(service_pb2.ModelInferResponse.FromString(body))
+    assert result.as_numpy("x").tolist() == [1.5, -2.0]
+    assert result.as_numpy("label").tolist() == [b"late"]
+    assert result.as_numpy("y").tolist() == [[7], [8]]
 
 
 def message(**fields: Any) -> service_pb2.ModelInferRequest:

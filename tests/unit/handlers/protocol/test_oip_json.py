@@ -54,7 +54,7 @@ def test_public_clients_tensors_are_read(datatype: str, binary: bool) -> None:
     assert [value.decode() if isinstance(value, bytes) else value for value in found] == VALUES[datatype]
 
 
-@pytest.mark.parametrize("datatype", ["FP32", "INT64", "BOOL", "BYTES"])
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "INT64", "BOOL", "BYTES", "BF16"])
 @pytest.mark.parametrize("binary", [False, True])
 def test_answer_is_read_by_a_public_client(datatype: str, binary: bool) -> None:
     values: Any = VALUES[datatype]
