@@ -85,6 +85,7 @@ def test_what_is_registered_fits_together(trained: Trained) -> None:
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
     assert probabilities.shape[1:] == schema.outputs[0].shape == trained.outputs[0].shape[1:]
     assert {weight.dtype for weight in trained.network.parameters()} == {torch.float32}
+    assert all(weight.is_contiguous() for weight in trained.network.parameters())
     assert np.unique(trained.golden[0]["data"]).size > 100
 
 
