@@ -163,10 +163,34 @@ def train(settings: Settings, name: str) -> None:
 )
 @click.option("--handler", type=FILE, help="Your own handler.py: a subclass of one of the package handlers.")
 @click.option("--golden", type=FILE, help="The request, in Open Inference JSON, that every node replays.")
+@click.option(
+    "--optimize",
+    is_flag=True,
+    help="Measure ways to run it on this hardware, and pack the fastest whose outputs are near enough.",
+)
+@click.option(
+    "--max-difference",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --optimize: of any output value, at most.  "
+    "[default: 0.05 for classes, 1% and 0.001 for numbers, a cosine similarity of 0.999 for embeddings]",
+)
 @pass_settings
-def package(settings: Settings, /, uri: str, handler: Path | None, golden: Path | None, **plan: int) -> None:
+def package(
+    settings: Settings,
+    /,
+    uri: str,
+    handler: Path | None,
+    golden: Path | None,
+    *,
+    optimize: bool,
+    max_difference: float | None,
+    **plan: int,
+) -> None:
     """Write and sign the archive of URI: models:/NAME/VERSION or models:/NAME@ALIAS."""
     from model_store import package as packaging
+
+    if max_difference is not None and not optimize:
+        raise click.UsageError("--max-difference is for --optimize")
 
     packaged = packaging.package(
         uri,
@@ -176,6 +200,8 @@ def package(settings: Settings, /, uri: str, handler: Path | None, golden: Path 
         plan=WorkerPlan(**plan),
         handler=handler,
         golden=golden,
+        # On stderr, because programs read the two lines below.
+        optimizing=packaging.Optimizing(max_difference, Console(stderr=True)) if optimize else None,
     )
     click.echo(f"{packaged.archive}\n{packaged.digest}")
 

@@ -106,9 +106,12 @@ class BaseHandler(ABC):
 
     def predict(self, request: InferRequest) -> list[Tensor]:
         """The outputs for one request. Raises RequestRefused, and whatever the model raises."""
+        return self.outputs(self.run(self.prepare(request)))
+
+    def prepare(self, request: InferRequest) -> list[Array]:
+        """What `run` takes for one request. Raises RequestRefused."""
         data, rows = self.read(request)
-        outputs = self.run(self.check([Item(_NO_CALL, request, data, rows)]))
-        return self.outputs(outputs)
+        return self.check([Item(_NO_CALL, request, data, rows)])
 
     def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
         """TorchServe's own way to ask: one body an item, its status and headers in `context`."""

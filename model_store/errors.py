@@ -10,6 +10,7 @@ ModelStoreError
 ├── ProgramUnreadable    an exported program whose weights cannot be read without unpickling
 ├── HandlerUnusable      a handler file of the user's that is not what TorchServe can load
 ├── NotServable          a version whose handler cannot be opened with its files
+├── NotCompiled          a program that cannot be compiled here, or not in that precision
 ├── GoldenRefused        golden inputs that are not answered as a node would have to answer them
 └── RegistryError
     ├── RegistryUnreachable  no MLflow server answers at that address
@@ -115,6 +116,10 @@ class NotServable(ModelStoreError):
     def __init__(self, found: str) -> None:
         super().__init__(f"no node could serve the version: {found}")
         self.found = found
+
+
+class NotCompiled(ModelStoreError):
+    """A program that cannot be compiled here, or not in that precision."""
 
 
 class GoldenRefused(ModelStoreError):

@@ -4,12 +4,24 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from handlers.answer import EXPLAINER
 from model_store.archive import MODEL_NAME, archive_name, sign_archive, signature_path, write
 from model_store.errors import NotServable
 from model_store.members import OwnParts, members_of
 from model_store.registry import Registry
 from model_store.worker_plan import WorkerPlan
+
+
+@dataclass(frozen=True)
+class Optimizing:
+    """What is wished of `--optimize`."""
+
+    max_difference: float | None = None
+    """Of any output value; None is the default of the version's kind."""
+    console: Console | None = None
+    """Shows progress, and the table of what was measured."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +43,27 @@ def package(
     plan: WorkerPlan | None = None,
     handler: Path | None = None,
     golden: Path | None = None,
+    optimizing: Optimizing | None = None,
 ) -> PackagedVersion:
     """Write and sign the archive of `models:/NAME/VERSION` or `models:/NAME@ALIAS`, and log both beside the version.
 
     `handler` is a file of the user's own that becomes the archive's `handler.py`; `golden` a file with the request that
-    makes its golden set, instead of the version's own.
+    makes its golden set, instead of the version's own. With `optimizing` the archive runs the version in the way that
+    was the fastest on this hardware with outputs near enough.
 
-    Raises RegistryError, ProgramUnreadable, HandlerUnusable, NotServable, GoldenRefused or KeyUnusable; the archive is
-    there whole or not at all.
+    Raises RegistryError, ProgramUnreadable, HandlerUnusable, NotServable, GoldenRefused, NotCompiled or KeyUnusable;
+    the archive is there whole or not at all.
     """
     own = OwnParts.read(handler, golden)
     registry = Registry(tracking_uri)
     version = registry.resolve(model_uri)
     _check_name(version.model)
-    members = members_of(registry, version, plan or WorkerPlan(), own)
+    plan = plan or WorkerPlan()
+    members = members_of(registry, version, plan, own)
+    if optimizing:
+        from model_store.optimize import optimized  # torch's compiler takes seconds to import
+
+        members = optimized(registry, version, members, plan, **vars(optimizing))
     with tempfile.TemporaryDirectory(dir=_made(archives_dir), prefix=".packing-") as directory:
         # The name holds the digest, which is known only once the bytes are written.
         draft = Path(directory) / "draft.mar"

@@ -230,7 +230,12 @@ class Registry:
         """Keep an archive and its signature beside the program, and tag the version with the digest."""
         for path in (archive, signature_path(archive)):
             self._client.log_model_artifact(version.model_id, str(path), ARCHIVES)
-        self._client.set_model_version_tag(version.model, str(version.version), DIGEST_TAG, digest)
+        self.tag(version, {DIGEST_TAG: digest})
+
+    def tag(self, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for name, value in tags.items():
+            self._client.set_model_version_tag(version.model, str(version.version), name, value)
 
     def fetch_archive(self, model: str, version: int, digest: str, into: Path) -> Path:
         """Fetch an archive and its signature into the directory `into`; ArchiveRefused if its digest is another.
