@@ -18,6 +18,7 @@ from deploy.errors import ShipwayError
 from deploy.settings import read_settings
 from model_store.errors import ModelStoreError
 from tests.bench import environments, report
+from tests.bench.counting import measure_counting
 from tests.bench.findings import Finding
 from tests.bench.lab import open_lab
 from tests.bench.rounds import WrongAnswer, use_two_cores
@@ -49,8 +50,6 @@ def main() -> int:
         report.write_json(kept / f"{name}.json", outcome.findings, cores, outcome)
         findings += outcome.findings
     if COUNTING in chosen:
-        from tests.bench.counting import measure_counting
-
         counted = measure_counting()
         report.write_json(kept / f"{COUNTING}.json", counted, cores)
         findings += counted

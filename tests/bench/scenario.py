@@ -23,6 +23,9 @@ from tests.bench.servers import Packaged, Server
 OURS, OPTIMISED, BARE = "Shipway", "Shipway optimised", "bare loop"
 PEERS = tuple(rivals.PATHS)
 
+CHECKED = 64
+"""Answers of each server that are compared number by number."""
+
 Answers = npt.NDArray[np.float32]
 """The first output, [rows, …]."""
 
@@ -153,9 +156,12 @@ def _reference(members: Mapping[str, bytes], bodies: Sequence[bytes], directory:
 
 def _checked(scenario: Scenario, asked: Asked, reference: Answers) -> list[Finding]:
     """Raises WrongAnswer where it means nothing to time a contestant."""
-    found = np.stack([_answer(asked.server, request) for request in asked.requests])
-    if asked.name == OPTIMISED and scenario.agreement is not None:
-        return [scenario.agreement(reference, found)]
+    agreement = scenario.agreement if asked.name == OPTIMISED else None
+    requests = asked.requests if agreement else asked.requests[:CHECKED]
+    found = np.stack([_answer(asked.server, request) for request in requests])
+    reference = reference[: len(found)]
+    if agreement:
+        return [agreement(reference, found)]
     if not np.allclose(found, reference, rtol=1e-3, atol=1e-4):
         furthest = float(np.abs(found - reference).max())
         raise WrongAnswer(f"{asked.name}: its answers are up to {furthest:g} away from the network's own")
