@@ -169,10 +169,9 @@ class Server:
     def _answer_batch(self) -> None:
         waiting = self._waiting
         batch = [waiting.popleft() for _ in range(min(self._batch_size, len(waiting)))]
-        answers = self._answers([call for _, call in batch])
+        batch = [(connection, call) for connection, call in batch if connection.sock.fileno() >= 0]  # some have left
+        answers = self._answers([call for _, call in batch]) if batch else []
         for (connection, _), answer in zip(batch, answers, strict=True):
-            if connection.sock.fileno() < 0:  # dropped while its request waited
-                continue
             try:
                 if not connection.send(answer):
                     self._poll.modify(connection.sock, select.EPOLLOUT)

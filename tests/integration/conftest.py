@@ -154,8 +154,11 @@ def node(lab: Lab, ports: list[int], desired: Desired, **changes: object) -> Ite
     try:
         yield RunningNode(settings, process)
     finally:
+        # What the node started ends with it, but not before it, and writes into the directory until then.
+        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         process.wait()
+        psutil.wait_procs(started, timeout=10)
         shutil.rmtree(directory)
 
 
