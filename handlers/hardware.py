@@ -61,7 +61,7 @@ def fits(target: Mapping[str, str], found: Mapping[str, str]) -> bool:
 
 def described(target: Mapping[str, str]) -> str:
     """A target for a message, such as `cpu x86_64 avx512_bf16`."""
-    return " ".join(value for value in target.values() if value)
+    return " ".join(filter(None, map(target.get, ("device", "machine", "isa", "arch"))))
 
 
 def march(target: Mapping[str, str]) -> str | None:
