@@ -85,8 +85,9 @@ def compare(found: Outputs, expected: Outputs, tolerance: Tolerance) -> Agreemen
     """How near `found` is to `expected`; classes and cosine are those of the first output."""
     differences, shares = [], []
     for one, other in zip(found, expected, strict=True):
-        both_nan = np.isnan(one) & np.isnan(other)
-        off = np.where(both_nan | (one == other), 0.0, np.nan_to_num(np.abs(one - other), nan=np.inf))
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        with np.errstate(invalid="ignore"):  # infinite values, which are the same or not
+            off = np.where(same, 0.0, np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf))
         differences.append(off.max(initial=0.0))
         if tolerance.max_difference is not None:
             allowed = tolerance.max_difference + (tolerance.max_relative or 0.0) * np.abs(np.nan_to_num(other))
@@ -101,6 +102,7 @@ def compare(found: Outputs, expected: Outputs, tolerance: Tolerance) -> Agreemen
 
 
 def _cosines(one: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines: npt.NDArray[np.floating] = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    with np.errstate(invalid="ignore"):  # infinite values have no direction
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosines: npt.NDArray[np.floating] = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return cosines

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from handlers import runtime as module_under_test
 from handlers.errors import ArchiveUnusable
 from handlers.program import load_program
 from handlers.runtime import device_of, device_target, load_runtime, on_device
-from handlers.runtime_plan import COMPILED, RUNTIME, RuntimePlan
+from handlers.runtime_plan import COMPILED, RUNTIME, Dtype, RuntimePlan
 from model_store.compiling import Compiler
 from model_store.errors import NotCompiled
 from tests.unit.handlers.archives import write
@@ -201,13 +200,13 @@ def test_a_wrong_plan_is_refused(archive: Path, change: dict[str, object], words
 
 def test_a_worker_without_a_gpu_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_of(None) == "cpu"
-    monkeypatch.setattr(module_under_test.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of(1) == "cuda:1"
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_on_a_gpu_inputs_and_outputs_are_in_host_memory(archive: Path, exported: Path, dtype: str) -> None:
+def test_on_a_gpu_inputs_and_outputs_are_in_host_memory(archive: Path, exported: Path, dtype: Dtype) -> None:
     planned(archive, replace(RuntimePlan(), dtype=dtype))
     (found, _), (expected, _) = load_runtime(archive, "cuda:0")(values(7)), load_program(exported)(values(7))
     assert found.device.type == "cpu"
