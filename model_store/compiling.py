@@ -52,7 +52,8 @@ class Compiler:
         if not any(map(shutil.which, _COMPILERS)):
             raise NotCompiled(f"no C++ compiler: {', '.join(_COMPILERS)} are not on the PATH; install g++")
         try:
-            with _quiet(), tempfile.TemporaryDirectory() as scratch, fresh_cache(dir=scratch):
+            # With gradients torch would not fold anything into the weights, and would say nothing.
+            with torch.no_grad(), _quiet(), tempfile.TemporaryDirectory() as scratch, fresh_cache(dir=scratch):
                 program = _lowered(read_exported(directory), dtype, calls, self.device)
                 path = Path(scratch) / "compiled.pt2"
                 aoti_compile_and_package(program, package_path=str(path), inductor_configs=self._options())
@@ -84,11 +85,10 @@ def _lowered(program: ExportedProgram, dtype: Dtype, calls: Sequence[Call], devi
     example = _example(calls)
     dynamic = _free_axes(program)
     plain = program.module(check_guards=False)
-    with torch.no_grad():
-        module = quantized(plain, example, dynamic, calls) if dtype == "int8" else plain
-        computing = _Computing(module, device, "float32" if dtype == "int8" else dtype).to(device)
-        there = tuple(tensor.to(device) for tensor in example)
-        return torch.export.export(computing, there, dynamic_shapes=(dynamic,), strict=False)
+    module = quantized(plain, example, dynamic, calls) if dtype == "int8" else plain
+    computing = _Computing(module, device, "float32" if dtype == "int8" else dtype).to(device)
+    there = tuple(tensor.to(device) for tensor in example)
+    return torch.export.export(computing, there, dynamic_shapes=(dynamic,), strict=False)
 
 
 class _Computing(nn.Module):

@@ -7,7 +7,6 @@ version, hardware and what was asked for, and used again.
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -79,9 +78,9 @@ class Result:
     agreement: Agreement | None = None
     within: bool = False
     one_ms: float = float("nan")
-    """For one row by itself; the median."""
+    """For one row by itself."""
     row_ms: float = float("nan")
-    """For each row of a batch; the median."""
+    """For each row of a batch."""
     size_bytes: int = 0
     """Of the compiled program."""
 
@@ -309,7 +308,7 @@ def _rows(inputs: Sequence[Array]) -> Iterator[list[Array]]:
 def _time(
     bench: _Bench, handlers: Mapping[Candidate, BaseHandler], results: Sequence[Result], done: Callable[[], None]
 ) -> None:
-    """Medians of rounds in which every candidate has its turn, so that a busy moment hits them all."""
+    """The best of rounds in which every candidate has its turn: what slows a round down is not the candidate."""
     batches: dict[Candidate, list[float]] = {candidate: [] for candidate in handlers}
     singles: dict[Candidate, list[float]] = {candidate: [] for candidate in handlers}
     for _ in range(_ROUNDS):
@@ -324,8 +323,8 @@ def _time(
         done()
     for result in results:
         if result.candidate in handlers:
-            result.row_ms = 1e3 * statistics.median(batches[result.candidate])
-            result.one_ms = 1e3 * statistics.median(singles[result.candidate])
+            result.row_ms = 1e3 * min(batches[result.candidate])
+            result.one_ms = 1e3 * min(singles[result.candidate])
 
 
 def _seconds(work: Callable[[], object]) -> float:

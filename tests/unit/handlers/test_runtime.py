@@ -107,6 +107,16 @@ def test_compiled_program_takes_any_rows(compiled: Path, exported: Path) -> None
 
 
 @needs_compiler
+def test_weights_are_folded_into_the_compiled_program(compiled: Path, network: Net) -> None:
+    load_runtime(compiled)
+    (library,) = (compiled / "compiled").glob("*.so")
+    content = library.read_bytes()
+    weight = network.first.weight.detach()
+    assert weight.numpy().tobytes() not in content  # or every call would cast it
+    assert network.second.weight.detach().numpy().tobytes() not in content
+
+
+@needs_compiler
 def test_compiled_program_reads_inputs_in_any_layout(compiled: Path) -> None:
     program = load_runtime(compiled)
     (straight, _), (turned, _) = program(values(5)), program(values(5).t().contiguous().t())
