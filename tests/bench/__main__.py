@@ -84,7 +84,8 @@ def _outcome(
             Path(place),
             turns=options.rounds,
             seconds=options.seconds,
-            report=lambda words: status.update(f"{scenario.title}: {words}"),
+            # A log file gets lines, as it shows no status.
+            report=lambda words: (status.update if console.is_terminal else console.log)(f"{scenario.name}: {words}"),
         )
 
 
