@@ -49,7 +49,7 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     for one in findings:
         spread = "" if one.spread is None else f"{one.spread[0]:.2f} to {one.spread[1]:.2f}"
         held = {True: "yes", False: "[bold red]no[/]", None: ""}[one.held]
-        table.add_row(one.name, f"{one.value:.4g} {one.unit}", spread, one.bar_in_words, held)
+        table.add_row(one.name, f"{one.value:.5g} {one.unit}", spread, one.bar_in_words, held)
     console.print(table)
 
 
