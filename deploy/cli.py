@@ -145,16 +145,12 @@ def train(settings: Settings, name: str) -> None:
 @cli.command(context_settings={"show_default": True})
 @click.argument("uri")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), default=WorkerPlan.workers, help="Worker processes for this version."
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Worker processes for this version.  [default: 1 for a small program, else 2]",
 )
 @click.option(
     "--batch-size", type=click.IntRange(1, 1024), default=WorkerPlan.batch_size, help="Requests in one batch, at most."
-)
-@click.option(
-    "--batch-delay-ms",
-    type=click.IntRange(1, 1000),
-    default=WorkerPlan.batch_delay_ms,
-    help="Wait for more requests, in ms.",
 )
 @click.option(
     "--threads",

@@ -23,7 +23,7 @@ from model_store.registry import DESCRIPTION, Registry, ResolvedVersion
 from model_store.worker_plan import CONFIG, WorkerPlan
 
 SMALL_FLOPS = 20e6
-"""Floating point operations of a row; a program with fewer is run by one thread."""
+"""Floating point operations of a row; a program with fewer is small."""
 
 _ARCHIVER_VERSION = "0.12.0"
 
@@ -62,7 +62,7 @@ def members_of(registry: Registry, version: ResolvedVersion, plan: WorkerPlan, o
     program, described = _described(registry, version)
     origin = json.loads(described.pop("origin.json"))
     schema = described["schema.json"]
-    runtime = RuntimePlan("eager" if own.brings_network else "exported", threads=plan.threads)
+    runtime = RuntimePlan("eager" if own.brings_network else "exported")
     manifest = Manifest(
         model=version.model,
         version=version.version,
@@ -77,14 +77,16 @@ def members_of(registry: Registry, version: ResolvedVersion, plan: WorkerPlan, o
         IDENTITY: manifest.to_json(),
         ENTRY: own.handler or entry_file(kind_of(schema)),
         RUNTIME: runtime.to_json(),
-        CONFIG: plan.to_yaml(),
         "metadata.json": _metadata(version, schema),
     }
     if own:
         members[GOLDEN] = _own_golden(registry, version, members, own)
-    if plan.threads is None:
-        members[RUNTIME] = replace(runtime, threads=_threads(members)).to_json()
-    return members
+    plan = plan.settled(small=_is_small(members))
+    return {
+        **members,
+        CONFIG: plan.to_yaml(),
+        RUNTIME: replace(runtime, threads=plan.threads).to_json(),
+    }
 
 
 def _described(registry: Registry, version: ResolvedVersion) -> tuple[StoredProgram, dict[str, bytes]]:
@@ -114,12 +116,12 @@ def _own_golden(registry: Registry, version: ResolvedVersion, members: Mapping[s
     return kept[GOLDEN]
 
 
-def _threads(members: Mapping[str, bytes]) -> int | None:
-    """One for a program so small that waking a second thread costs more than it does."""
+def _is_small(members: Mapping[str, bytes]) -> bool:
+    """Whether waking a second thread costs more than it does."""
     inputs = inputs_of(members[GOLDEN])
     with opened(members) as handler, FlopCounterMode(display=False) as counter:
         answered(handler, inputs)
-    return 1 if counter.get_total_flops() / inputs[0]["shape"][0] < SMALL_FLOPS else None
+    return bool(counter.get_total_flops() / inputs[0]["shape"][0] < SMALL_FLOPS)
 
 
 def _torchserve_manifest(version: ResolvedVersion) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+import yaml
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -32,7 +33,7 @@ from model_store.describing import opened
 from model_store.errors import NotCompiled, NotServable
 from model_store.golden import ABSOLUTE_TOLERANCE, GOLDEN, inputs_of, request
 from model_store.registry import DESCRIPTION, Registry, ResolvedVersion
-from model_store.worker_plan import WorkerPlan
+from model_store.worker_plan import CONFIG, WorkerPlan
 
 CHOICE = "choice.json"
 
@@ -157,7 +158,8 @@ def _headline(choice: Mapping[str, Any]) -> str:
 
 
 def _bench(members: Members, plan: WorkerPlan, max_difference: float | None) -> _Bench:
-    threads = RuntimePlan(**json.loads(members[RUNTIME])).threads or worker_threads(plan.workers)
+    workers = int(yaml.safe_load(members[CONFIG])["minWorkers"])
+    threads = RuntimePlan(**json.loads(members[RUNTIME])).threads or worker_threads(workers)
     return _Bench(members, tolerance_of(members["schema.json"], max_difference), threads, plan.batch_size)
 
 

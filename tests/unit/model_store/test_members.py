@@ -1,4 +1,4 @@
-"""Small programs are run by one thread, large ones by as many as there are; the packaging counts what a row costs."""
+"""Small programs are run by one worker with one thread, large ones by two; the packaging counts what a row costs."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,9 @@ from torch import nn
 from handlers.kinds import TensorSpec, TensorsSchema
 from model_store.describing import Origin, describe
 from model_store.entry import ENTRY, entry_file
-from model_store.members import SMALL_FLOPS, _threads
+from model_store.members import SMALL_FLOPS, _is_small
 from model_store.pt2 import read_program
+from model_store.worker_plan import WorkerPlan
 
 ROWS = 3
 
@@ -42,8 +43,24 @@ def members(channels: int, directory: Path) -> dict[str, bytes]:
 
 
 # An operation is counted as torch counts it: a multiplication and an addition are two.
-@pytest.mark.parametrize(("channels", "threads"), [(int(SMALL_FLOPS) // (18 * 64**2) - 1, 1), (280, None)])
-def test_threads_follow_the_operations_of_a_row(tmp_path: Path, channels: int, threads: int | None) -> None:
+@pytest.mark.parametrize(("channels", "small"), [(int(SMALL_FLOPS) // (18 * 64**2) - 1, True), (280, False)])
+def test_size_of_a_program_is_the_operations_of_a_row(tmp_path: Path, channels: int, *, small: bool) -> None:
     packed = members(channels, tmp_path)
     assert json.loads(packed["golden.json"])["response"]["outputs"][0]["shape"] == [ROWS, channels]
-    assert _threads(packed) == threads
+    assert _is_small(packed) is small
+
+
+@pytest.mark.parametrize(
+    ("given", "small", "workers", "threads"),
+    [
+        (WorkerPlan(), True, 1, 1),
+        (WorkerPlan(), False, 2, None),
+        (WorkerPlan(workers=4), True, 4, 1),
+        (WorkerPlan(workers=1, threads=8), False, 1, 8),
+    ],
+)
+def test_what_the_plan_leaves_open_follows_the_size(
+    given: WorkerPlan, workers: int, threads: int | None, *, small: bool
+) -> None:
+    settled = given.settled(small=small)
+    assert (settled.workers, settled.threads) == (workers, threads)
