@@ -152,9 +152,14 @@ class BaseHandler(ABC):
         self._predicted, self._outcomes = [], []
         for items, inputs, outputs in predicted:
             self._count(items, inputs, outputs)
+        alike: dict[tuple[str, Outcome], list[Call]] = {}
         for call, outcome in outcomes:
-            seconds = None if call.arrived_at is None else self._answered_at - call.arrived_at
-            self._metrics.answered(call.protocol, outcome, seconds)
+            alike.setdefault((call.protocol, outcome), []).append(call)
+        for (protocol, outcome), calls in alike.items():
+            arrivals = [call.arrived_at for call in calls if call.arrived_at is not None]
+            # The clock may have been set back in between.
+            seconds = [max(0.0, self._answered_at - arrival) for arrival in arrivals]
+            self._metrics.answered(protocol, outcome, seconds, len(calls))
         self._metrics.batch(len(outcomes))
 
     def _decode(self, call: Call) -> Item:

@@ -1,5 +1,6 @@
 """A worker's own metrics, in prometheus_client's multiprocess files bound to the worker's slot."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -47,8 +48,8 @@ class WorkerMetrics:
         ).labels(**self._labels)
         self._children: dict[tuple[str, Outcome], tuple[Histogram, Counter]] = {}
 
-    def answered(self, protocol: str, outcome: Outcome, seconds: float | None) -> None:
-        """One request was answered `seconds` after it reached the edge (None: the edge did not say when)."""
+    def answered(self, protocol: str, outcome: Outcome, seconds: Sequence[float], requests: int) -> None:
+        """`requests` of one batch were answered, `seconds` after they reached the edge where it said when."""
         children = self._children.get((protocol, outcome))
         if children is None:
             children = (
@@ -56,9 +57,10 @@ class WorkerMetrics:
                 self._requests.labels(protocol=protocol, outcome=outcome, **self._labels),
             )
             self._children[protocol, outcome] = children
-        if seconds is not None:
-            children[0].observe(max(seconds, 0.0))
-        children[1].inc()
+        observe = children[0].observe
+        for each in seconds:
+            observe(each)
+        children[1].inc(requests)
 
     def batch(self, requests: int) -> None:
         self._batches.observe(requests)

@@ -38,9 +38,10 @@ class Network:
 
 
 def batching_of(archive: Path, threads: int) -> Batching:
-    """How our node batches, which the peers do too."""
+    """How our node batches, which the peers do too; `threads` are those of all workers together."""
     config = yaml.safe_load(read_member(archive, "model-config.yaml"))
-    return Batching(config["batchSize"], config["maxBatchDelay"], config["maxWorkers"], threads)
+    workers = config["maxWorkers"]
+    return Batching(config["batchSize"], config["maxBatchDelay"], workers, max(1, threads // workers))
 
 
 def members(network: Network, archive: Path, batching: Batching) -> dict[str, bytes]:

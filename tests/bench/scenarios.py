@@ -8,7 +8,7 @@ import numpy as np
 
 import model_store
 from handlers.hardware import cpu_target
-from tests.bench import mlp
+from tests.bench import client, mlp
 from tests.bench.findings import Finding
 from tests.bench.lab import Lab, log_as_users_do
 from tests.bench.packages import Network
@@ -56,7 +56,7 @@ def mlp_scenario() -> Scenario:
         train=train,
         network=Network(Path(mlp.__file__), "MLP", {}, {"dtype": "float32", "shape": [1000]}),
         bodies=[row.tobytes() for row in rows],
-        as_oip=lambda body: oip("mlp", "input", "FP32", [1, 1000], body),
+        as_asked=lambda body: client.post("/predictions/mlp", body),
         connections=(1, 16, 64),
         threads=1,
         peers={"FastAPI": _FASTAPI},
@@ -87,7 +87,7 @@ def minilm_scenario() -> Scenario:
         train=lambda lab: lab.shipway("train", "sentences"),
         network=Network(_SOURCES / "minilm.py", "MiniLM", {}, {"max_tokens": 256}),
         bodies=[sentence.encode() for sentence in sentences(256, shortest=5, longest=40)],
-        as_oip=lambda body: oip("sentences", "text", "BYTES", [1], struct.pack("<I", len(body)) + body),
+        as_asked=lambda body: oip("sentences", "text", "BYTES", [1], struct.pack("<I", len(body)) + body),
         connections=(16,),
         threads=2,
         peers={"FastAPI": _FASTAPI},
@@ -128,7 +128,7 @@ def resnet_scenario() -> Scenario:
             _SOURCES / "resnet_network.py", "ResNet18", {"classes": 10}, {"dtype": "uint8", "shape": shape}
         ),
         bodies=[picture.tobytes() for picture in resnet.blown_up(chosen)],
-        as_oip=lambda body: oip("resnet", resnet.INPUT, "UINT8", [1, *shape], body),
+        as_asked=lambda body: oip("resnet", resnet.INPUT, "UINT8", [1, *shape], body),
         connections=(16,),
         threads=2,
         peers={"FastAPI": _FASTAPI},

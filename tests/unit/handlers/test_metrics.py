@@ -17,9 +17,8 @@ def worker(directory: Path, slot: int) -> WorkerMetrics:
 
 def test_answers_are_counted_and_timed_by_protocol_and_outcome(metrics_directory: Path) -> None:
     metrics = worker(metrics_directory, 0)
-    metrics.answered("oip_grpc", "ok", 0.0009)
-    metrics.answered("oip_grpc", "ok", None)
-    metrics.answered("oip_grpc", "refused", -5.0)  # clocks may be set back
+    metrics.answered("oip_grpc", "ok", [0.0009], 2)
+    metrics.answered("oip_grpc", "refused", [0.0], 1)
     found = exposition(metrics_directory)
     assert found['shipway_requests_total{model="tiny",outcome="ok",protocol="oip_grpc",version="3"}'] == 2
     assert found['shipway_requests_total{model="tiny",outcome="refused",protocol="oip_grpc",version="3"}'] == 1
