@@ -13,19 +13,24 @@ Rows = npt.NDArray[np.int64]
 Execute = Callable[[list[Array]], list[Array]]
 
 
+CALL_LENGTHS = 24
+"""What a call of the program costs by itself, as so much more length of one row."""
+
+
 def by_length(lengths: npt.NDArray[np.int64], buckets: Sequence[int], max_rows: int) -> list[Rows]:
     """Groups of at most `max_rows` rows whose lengths fill the same bucket, shortest first.
 
-    `buckets` are the longest lengths that each of them holds, rising; no length is beyond the last.
+    Rows that would cost less padded join those of the next bucket, instead of a call of their own. `buckets` are the
+    longest lengths that each of them holds, rising; no length is beyond the last.
     """
     order = np.argsort(lengths, kind="stable")
-    filled = np.searchsorted(buckets, lengths[order])
-    ends = np.flatnonzero(np.diff(filled)) + 1
-    return [
-        group[start : start + max_rows]
-        for group in np.split(order, ends)
-        for start in range(0, len(group), max_rows)
-    ]  # fmt: skip
+    ends = np.flatnonzero(np.diff(np.searchsorted(buckets, lengths[order]))) + 1
+    groups: list[Rows] = []
+    for group in np.split(order, ends):
+        if groups and len(groups[-1]) * (lengths[group[-1]] - lengths[groups[-1][-1]]) < CALL_LENGTHS:
+            group = np.concatenate((groups.pop(), group))  # noqa: PLW2901 - the joined one is what goes on
+        groups.append(group)
+    return [group[start : start + max_rows] for group in groups for start in range(0, len(group), max_rows)]
 
 
 def by_shape(inputs: Sequence[Array]) -> list[Rows]:

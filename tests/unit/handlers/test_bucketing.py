@@ -4,23 +4,32 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.bucketing import by_length, by_shape, in_calls, in_groups
+from handlers.bucketing import CALL_LENGTHS, by_length, by_shape, in_calls, in_groups
 from handlers.inputs import Array, ragged
 
 BUCKETS = (4, 8, 16)
+LONG_BUCKETS = (40, 80, 160)
 
 
-@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=40), max_rows=st.integers(1, 8))
-def test_rows_of_a_group_fill_the_same_bucket(lengths: list[int], max_rows: int) -> None:
-    groups = by_length(np.array(lengths), BUCKETS, max_rows)
+@given(lengths=st.lists(st.integers(1, 160), min_size=1, max_size=40), max_rows=st.integers(1, 8))
+def test_rows_of_a_group_fill_one_bucket_or_cost_less_together(lengths: list[int], max_rows: int) -> None:
+    groups = by_length(np.array(lengths), LONG_BUCKETS, max_rows)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
-    buckets = [{next(size for size in BUCKETS if lengths[row] <= size) for row in group} for group in groups]
-    assert all(len(found) == 1 for found in buckets)
     assert all(len(group) <= max_rows for group in groups)
-    # No more groups than the limit of rows needs.
-    for bucket in BUCKETS:
-        rows = sum(next(size for size in BUCKETS if length <= size) == bucket for length in lengths)
-        assert sum(found == {bucket} for found in buckets) == -(-rows // max_rows)
+    found = by_length(np.array(lengths), LONG_BUCKETS, len(lengths))
+    for group in found:
+        apart: dict[int, list[int]] = {}
+        for row in group:
+            apart.setdefault(int(np.searchsorted(LONG_BUCKETS, lengths[row])), []).append(lengths[row])
+        padded = len(group) * max(lengths[row] for row in group)
+        alone = sum(len(part) * max(part) for part in apart.values())
+        assert padded < alone + CALL_LENGTHS * (len(apart) - 1) or len(apart) == 1
+
+
+def test_far_lengths_have_calls_of_their_own() -> None:
+    found = by_length(np.array([150, 3, 10, 155, 12]), LONG_BUCKETS, 64)
+    assert [group.tolist() for group in found] == [[1, 2, 4], [0, 3]]
+    assert [group.tolist() for group in by_length(np.array([41, 40]), LONG_BUCKETS, 64)] == [[1, 0]]
 
 
 @given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=40), max_rows=st.integers(1, 8))

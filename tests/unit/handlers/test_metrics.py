@@ -41,7 +41,7 @@ def test_batches_and_faults_of_counting_are_counted(metrics_directory: Path) -> 
 
 def test_workers_add_up_and_a_successor_goes_on(metrics_directory: Path) -> None:
     for slot in (0, 1, 0):
-        worker(metrics_directory, slot).answered("predictions", "ok", 0.1)
+        worker(metrics_directory, slot).answered("predictions", "ok", [0.1], 1)
     series = 'shipway_requests_total{model="tiny",outcome="ok",protocol="predictions",version="3"}'
     assert exposition(metrics_directory)[series] == 3
     # Two slots, two files of each kind: restarts leave none behind.

@@ -106,6 +106,7 @@ def test_rows_of_one_plain_request_may_have_different_lengths(handler: BaseHandl
 
 
 def test_rows_of_a_bucket_share_a_call(handler: BaseHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.bucketing.CALL_LENGTHS", 0)  # as for histories of real length
     seen: list[tuple[tuple[int, ...], list[int]]] = []
     program = handler.program
 
