@@ -177,7 +177,7 @@ def test_every_metric_that_is_declared_is_exported_and_no_other(
     monkeypatch.setenv(METRICS_DIRECTORY, str(counters))
     monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.ValueClass)
     worker = WorkerMetrics(counters, Slot(0, lock=-1), "flights", "1")
-    worker.answered("predictions", "ok", 0.1)
+    worker.answered("predictions", "ok", [0.1], 1)
     worker.batch(1)
     real.ask("POST", "/predictions/flights/1", b"{}")
     until_counted(real, 'shipway_edge_requests_in_flight{model="flights",version="1"}', 0)
