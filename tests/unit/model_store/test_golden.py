@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from handlers.runtime_plan import RUNTIME, RuntimePlan
 from handlers.schema import CategoryColumn, NumberColumn, OutputColumn, TableSchema
 from model_store.describing import opened
 from model_store.entry import ENTRY, entry_file
@@ -51,7 +52,12 @@ def members(network: nn.Module, directory: Path) -> dict[str, bytes]:
     program = torch.export.export(network, example, dynamic_shapes=({0: rows}, {0: rows}))
     torch.export.save(program, directory / "model.pt2")
     stored = read_program(directory / "model.pt2")
-    return {**stored.members, "schema.json": SCHEMA.to_json(), ENTRY: entry_file("table")}
+    return {
+        **stored.members,
+        "schema.json": SCHEMA.to_json(),
+        ENTRY: entry_file("table"),
+        RUNTIME: RuntimePlan().to_json(),
+    }
 
 
 def made(network: nn.Module, directory: Path, inputs: list[dict[str, Any]]) -> dict[str, Any]:

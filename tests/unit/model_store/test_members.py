@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from handlers.kinds import TensorSpec, TensorsSchema
+from handlers.runtime_plan import RUNTIME, RuntimePlan
 from model_store.describing import Origin, describe
 from model_store.entry import ENTRY, entry_file
 from model_store.members import SMALL_FLOPS, _is_small
@@ -39,7 +40,8 @@ def members(channels: int, directory: Path) -> dict[str, bytes]:
         outputs=(TensorSpec(name="means", datatype="FP32", shape=(channels,)),),
     ).to_json()
     inputs = [{"name": "images", "datatype": "FP32", "shape": list(sample.shape), "data": sample.numpy().ravel()}]
-    return {**stored.members, **describe(stored, schema, inputs, Origin()), ENTRY: entry_file("tensors")}
+    described = describe(stored, schema, inputs, Origin())
+    return {**stored.members, **described, ENTRY: entry_file("tensors"), RUNTIME: RuntimePlan().to_json()}
 
 
 # An operation is counted as torch counts it: a multiplication and an addition are two.

@@ -22,7 +22,7 @@ from model_store.golden import GOLDEN, inputs_of, request
 from model_store.optimize import CANDIDATES, CHOICE, PLAIN, Candidate, Result, choose, optimized
 from model_store.pt2 import read_program
 from model_store.registry import Registry, ResolvedVersion
-from model_store.worker_plan import WorkerPlan
+from model_store.worker_plan import CONFIG, WorkerPlan
 
 ROWS, WIDTH = 6, 512
 VERSION = ResolvedVersion("wide", 1, "", "m-1", None)
@@ -75,6 +75,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         **described,
         ENTRY: entry_file("tensors"),
         RUNTIME: RuntimePlan(threads=1).to_json(),
+        CONFIG: WorkerPlan(workers=1).to_yaml(),
     }
 
 
