@@ -19,6 +19,7 @@ import torch
 
 from handlers import server
 from handlers.answer import EXPLAINER, GRPC, HTTP, ROWS, Answer, Call, fail
+from handlers.bucketing import in_calls
 from handlers.errors import (
     DeadlineExpired,
     HandlerError,
@@ -99,6 +100,7 @@ class BaseHandler(ABC):
         self.directory, self.model, self.version = directory, model, version
         self._predicted: list[tuple[list[Item], list[Array], list[Array]]] = []
         self._outcomes: list[tuple[Call, Outcome]] = []
+        self._answered_at = 0.0
         # The host's core count is no guide: a container may use fewer, and the other workers use them too.
         torch.set_num_threads(RuntimePlan.read(directory).threads or worker_threads(self.workers))
         self.program: Program = load_runtime(directory, self.device, getattr(self, "network", None))
@@ -173,7 +175,7 @@ class BaseHandler(ABC):
 
     def _check(self, items: list[Item]) -> tuple[list[Item], list[Array]]:
         """The right items and their inputs: checked all at once, as numpy costs by the call; alone if one is wrong."""
-        with suppress(RequestRefused):
+        with suppress(Exception):  # each item's own is told below
             return items, self.check(items) if items else []
         right: list[Item] = []
         for item in items:
@@ -182,6 +184,8 @@ class BaseHandler(ABC):
                 right.append(item)
             except RequestRefused as error:
                 self._refuse(item.call, error)
+            except Exception as error:  # noqa: BLE001 - a fault in a handler's own check costs its neighbours nothing
+                self._failed(item.call, error)
         return right, self.check(right) if right else []
 
     def _refuse(self, call: Call, error: RequestRefused) -> None:
@@ -194,12 +198,14 @@ class BaseHandler(ABC):
         except Exception as error:  # noqa: BLE001 - it is the model's, and every item still gets an answer
             self._after_failure(items, error)
             return
+        self._predicted.append((items, inputs, outputs))
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
-            item.call.answer = self._encode(item, [output[start:end] for output in outputs])
-        self._predicted.append((items, inputs, outputs))
-        for item in items:
-            self._answered(item.call, "ok")
+            try:
+                item.call.answer = self._encode(item, [output[start:end] for output in outputs])
+                self._answered(item.call, "ok")
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(item.call, error)
 
     def _after_failure(self, items: list[Item], error: Exception) -> None:
         """The model raised: on one item that is its answer, of several each is asked once by itself."""
@@ -307,12 +313,7 @@ class BaseHandler(ABC):
 
     def run(self, inputs: list[Array]) -> list[Array]:
         """The program's outputs for all rows, in calls of at most `max_rows`."""
-        rows = len(inputs[0])
-        if rows <= self.max_rows:
-            return self.execute(inputs)
-        starts = range(0, rows, self.max_rows)
-        parts = [self.execute([array[start : start + self.max_rows] for array in inputs]) for start in starts]
-        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return in_calls(self.execute, inputs, self.max_rows)
 
     @abstractmethod
     def outputs(self, arrays: list[Array]) -> list[Tensor]:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers.answer import GRPC, HTTP, ROWS
-from handlers.base import Array, BaseHandler
+from handlers.answer import GRPC, HTTP, ROWS, Call
+from handlers.base import Array, BaseHandler, Item
 from handlers.slots import DriftCounter, counters_directory, read_counts
 from handlers.tabular import TabularHandler
 from tests.unit.handlers.tiny import (
@@ -166,6 +166,40 @@ def test_client_is_counted_beside_a_replay(handler: BaseHandler, metrics_directo
     answers = ask(handler, replayed(oip_json(*GOOD)), rows(*GOOD[:2]), replayed(rows(GOOD[0])), oip_grpc(GOOD[2]))
     assert [answer.status for answer in answers] == [200] * 4
     assert counted(metrics_directory) == 3
+
+
+class Faulty(TabularHandler):
+    """A user's own, with a fault in the hook that `fault` names, for requests of two rows alone."""
+
+    fault = ""
+
+    def read_plain(self, call: Call) -> tuple[Any, int, bool]:
+        data, count, single = super().read_plain(call)
+        self._fail("read_plain", count)
+        return data, count, single
+
+    def check(self, items: list[Item]) -> list[Array]:
+        for item in items:
+            self._fail("check", item.rows)
+        return super().check(items)
+
+    def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
+        self._fail("encode_plain", item.rows)
+        return super().encode_plain(arrays, item)
+
+    def _fail(self, hook: str, count: int) -> None:
+        if hook == self.fault and count == 2:
+            raise KeyError(hook)
+
+
+@pytest.mark.parametrize("fault", ["read_plain", "check", "encode_plain"])
+def test_fault_in_a_hook_costs_its_own_request_alone(start: Start, fault: str) -> None:
+    handler = start(Faulty)
+    assert isinstance(handler, Faulty)
+    handler.fault = fault
+    answers = ask(handler, rows(GOOD[0]), rows(*GOOD[:2]), rows(GOOD[1]))
+    assert [answer.status for answer in answers] == [200, 500, 200]
+    assert answers[1].error == "the model failed on this input: KeyError"
 
 
 class Summing(TabularHandler):
