@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from http import HTTPStatus
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,17 +114,9 @@ class BaseHandler(ABC):
         data, rows = self.read(request)
         return self.check([Item(_NO_CALL, request, data, rows)])
 
-    def handle(self, data: Sequence[dict[str, Any]], context: Any) -> list[bytes]:
-        """TorchServe's own way to ask: one body an item, its status and headers in `context`."""
-        headers = [context.get_all_request_header(index) for index in range(len(data))]
-        calls = [Call.read(read, entry.get("body", b"")) for read, entry in zip(headers, data, strict=True)]
-        answers = self.answer(calls)
-        for index, answer in enumerate(answers):
-            context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
-            for name, value in {"content-type": answer.content_type, **answer.headers}.items():
-                context.set_response_header(index, name, value)
-        self.account()
-        return [answer.body for answer in answers]
+    def handle(self, data: object, context: object) -> None:
+        """TorchServe wants an entry point of this name. Nobody asks by its queue: see `handlers/server.py`."""
+        raise NotImplementedError("requests come from the edge to the worker's own socket, not by TorchServe")
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
         """Answer a batch, each call by itself: this is the main path. `account` counts it."""

@@ -51,8 +51,8 @@ class Answering(Protocol):
         """Called when the answers are on their way."""
 
 
-def install(answering: Answering, model: str, version: str, batch_size: int, timeout_seconds: float) -> bool:
-    """Serve while TorchServe has nothing to say. False in a process that is no worker of a node's TorchServe.
+def install(answering: Answering, model: str, version: str, batch_size: int, timeout_seconds: float) -> None:
+    """Serve while TorchServe has nothing to say. Does nothing in a process that is no worker of a node's TorchServe.
 
     A batch that takes longer than `timeout_seconds` ends the worker, as TorchServe would end it.
     """
@@ -61,7 +61,7 @@ def install(answering: Answering, model: str, version: str, batch_size: int, tim
     worker: Any = sys.modules["__main__"]
     launcher = os.environ.get(SOCKETS)
     if launcher is None or not hasattr(worker, "retrieve_msg"):
-        return False
+        return
     server = Server(take_place(launcher, model, version), answering, batch_size, timeout_seconds)
     stock: Callable[[Any], Any] = worker.retrieve_msg
 
@@ -70,7 +70,6 @@ def install(answering: Answering, model: str, version: str, batch_size: int, tim
         return stock(connection)
 
     worker.retrieve_msg = retrieve
-    return True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from torch import nn
 
-from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
+from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS, Call
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.protocol.oip_json import HEADER_LENGTH
 from handlers.runtime_plan import RUNTIME, RuntimePlan
@@ -27,7 +27,7 @@ from monitoring.profile import Profile
 with warnings.catch_warnings():
     # TorchServe leaves a file of its own open while it is imported.
     warnings.simplefilter("ignore", ResourceWarning)
-    from ts.context import Context, RequestProcessor
+    from ts.context import Context
 
 MODEL, VERSION = "tiny", "3"
 Row = dict[str, Any]
@@ -88,15 +88,8 @@ def loading_context(directory: Path, model: str = MODEL) -> Any:
     return context
 
 
-def serving_context(*headers: dict[str, str]) -> Any:
-    """TorchServe's own context for one batch, with each request's headers."""
-    context = Context(MODEL, "", {}, len(headers), None, "0.12.0")
-    context.request_processor = [RequestProcessor(each) for each in headers]
-    return context
-
-
 class Request:
-    """One request as TorchServe hands it over."""
+    """One request as the edge sends it."""
 
     def __init__(
         self,
@@ -145,12 +138,12 @@ class Answer:
 
 
 def ask(handler: Any, *requests: Request) -> list[Answer]:
-    """Hand `requests` over as one batch."""
-    context = serving_context(*(request.headers for request in requests))
-    bodies = handler.handle([{"body": bytearray(request.body)} for request in requests], context)
+    """Hand `requests` over as one batch, as a worker's server does."""
+    answers = handler.answer([Call.read(request.headers, memoryview(request.body)) for request in requests])
+    handler.account()
     return [
-        Answer(request, body, context.get_response_status(index)[0], context.get_response_headers(index))
-        for index, (request, body) in enumerate(zip(requests, bodies, strict=True))
+        Answer(request, answer.body, answer.status, {"content-type": answer.content_type, **answer.headers})
+        for request, answer in zip(requests, answers, strict=True)
     ]
 
 
