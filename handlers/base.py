@@ -282,6 +282,8 @@ class BaseHandler(ABC):
     # The hooks of a kind of model, in the order in which a request meets them.
 
     output_names: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    """What the model decides between; empty where it predicts no class."""
 
     @abstractmethod
     def load(self) -> None:
@@ -313,6 +315,10 @@ class BaseHandler(ABC):
     @abstractmethod
     def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
         """The answer of `/predictions/NAME`, from the program's outputs for one request."""
+
+    def probabilities(self, outputs: list[Array]) -> Array:
+        """How likely each of `classes` is, [n, classes]; never asked of a model without classes."""
+        return outputs[0]
 
     @abstractmethod
     def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:

@@ -69,7 +69,7 @@ class _Named:
     """A kind with a schema of outputs, the first of which may be the probability of classes."""
 
     def __init__(self, handler: NamedOutputs) -> None:
-        self._classes = handler.classes or ()
+        self._classes = handler.classes
 
     def classes(self, output: int) -> Sequence[str]:
         return self._classes if output == 0 else ()

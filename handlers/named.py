@@ -13,9 +13,7 @@ class NamedOutputs(BaseHandler):
     """Answers with the outputs as its schema has them, and counts rows only: such inputs have no columns."""
 
     schema: ImageSchema | SequenceSchema | TensorsSchema | TextSchema
-    """Set by `load`, with `output_names`."""
-    classes: tuple[str, ...] | None = None
-    """Names of the values of the first output, where it is the probability of classes."""
+    """Set by `load`, with `output_names`, and `classes` where the first output is their probabilities."""
 
     def outputs(self, arrays: list[Array]) -> list[Tensor]:
         tensors = []
@@ -27,9 +25,9 @@ class NamedOutputs(BaseHandler):
         return tensors
 
     def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
-        if self.classes is None:
-            return rows.encode(self.output_names, arrays, single=item.single)
-        return rows.encode_classes(self.classes, self.output_names, arrays, single=item.single)
+        if self.classes:
+            return rows.encode_classes(self.classes, self.output_names, arrays, single=item.single)
+        return rows.encode(self.output_names, arrays, single=item.single)
 
     def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:  # noqa: ARG002
         drift.count_rows(len(inputs[0]))

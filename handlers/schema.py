@@ -45,6 +45,12 @@ class CategoryColumn:
 class OutputColumn:
     name: str
     dtype: Literal["float32"] = "float32"
+    classes: tuple[str, ...] = ()
+    """Two names where it is the probability of the second: what the model predicts is the likelier one."""
+
+    def __post_init__(self) -> None:
+        if self.classes and len(set(self.classes)) != 2:
+            raise ValueError(f"the output {self.name} has the classes {self.classes}; allowed are two, or none")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class TableSchema:
             return cls(
                 numbers=tuple(column for column in columns if isinstance(column, NumberColumn)),
                 categories=tuple(column for column in columns if isinstance(column, CategoryColumn)),
-                outputs=tuple(OutputColumn(c["name"], c["dtype"]) for c in document["outputs"]),
+                outputs=tuple(OutputColumn(c["name"], c["dtype"], tuple(c["classes"])) for c in document["outputs"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ArchiveUnusable(f"schema.json cannot be read: {error!r}") from error
@@ -81,7 +87,7 @@ class TableSchema:
             {"name": c.name, "dtype": "string", "vocabulary": list(c.vocabulary), "other": c.other}
             for c in self.categories
         ]
-        outputs = [{"name": c.name, "dtype": c.dtype} for c in self.outputs]
+        outputs = [{"name": c.name, "dtype": c.dtype, "classes": list(c.classes)} for c in self.outputs]
         document = {"kind": "table", "columns": numbers + categories, "outputs": outputs}
         return orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
 

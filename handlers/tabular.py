@@ -22,6 +22,7 @@ class TabularHandler(BaseHandler):
     def load(self) -> None:
         self.schema = TableSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = tuple(output.name for output in self.schema.outputs)
+        self.classes = self.schema.outputs[0].classes
         self._pick = rows.picker(self.schema.names)
 
     def read_plain(self, call: Call) -> tuple[Any, int, bool]:
@@ -68,6 +69,9 @@ class TabularHandler(BaseHandler):
 
     def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
         return rows.encode(self.output_names, arrays, single=item.single)
+
+    def probabilities(self, outputs: list[Array]) -> Array:
+        return np.stack((1 - outputs[0], outputs[0]), axis=1)
 
     def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
         # `np.stack` costs as much as a third of the counting.

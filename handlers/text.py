@@ -31,7 +31,7 @@ class TextHandler(NamedOutputs):
     def load(self) -> None:
         self.schema = TextSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = self.schema.output_names
-        self.classes = self.schema.classes
+        self.classes = self.schema.classes or ()
         self._pick = rows.picker((self.schema.input,))
         self._field = f"input {shown(self.schema.input)}"
         self._max_characters = MAX_CHARACTERS_PER_TOKEN * self.schema.max_tokens

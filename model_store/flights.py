@@ -23,6 +23,7 @@ LABEL = "late"
 DELAY = "arr_delay"
 """Minutes; negative: early. What `late` is made of, and what the model `delays` learns."""
 OUTPUT = "probability"
+CLASSES = ("on time", "late")
 LATE_MINUTES = 15
 
 TRAINING_MONTHS = (1, 4)
@@ -133,7 +134,7 @@ def schema_of(training: pd.DataFrame) -> TableSchema:
     return TableSchema(
         numbers=tuple(NumberColumn(name, nullable=name in NULLABLE) for name in NUMBERS),
         categories=tuple(CategoryColumn(name, tuple(sorted(set(training[name])))) for name in CATEGORIES),
-        outputs=(OutputColumn(OUTPUT),),
+        outputs=(OutputColumn(OUTPUT, classes=CLASSES),),
     )
 
 

@@ -36,7 +36,8 @@ BATCH_REQUESTS = Metric("shipway_batch_requests", "Requests in one batch of a wo
 MONITOR_ERRORS = Metric("shipway_monitor_errors_total", "Requests answered but not counted, by a fault in counting.")
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
-# Read from the workers' memory-mapped slots.
+# Read from the workers' memory-mapped slots. `kind` is number or category for inputs, output for the program's numbers,
+# prediction for the features `class`, `confidence` and `entropy` that are made of a classifier's probabilities.
 ROWS = Metric("shipway_rows_total", "Rows predicted and counted.")
 FEATURE_ROWS = Metric(
     "shipway_feature_rows_total",
@@ -47,6 +48,37 @@ REFERENCE_ROWS = Metric(
     "shipway_feature_reference_rows",
     "Rows of the training profile by bin: what shipway_feature_rows_total is compared with.",
     (*VERSION_LABELS, "feature", "kind", "bin"),
+)
+CONFIDENCE_SUM = Metric(
+    "shipway_confidence_sum_total", "Sum over rows of the probability of the predicted class, between 0 and 1 each."
+)
+RFF_SUM = Metric(
+    "shipway_rff_sum_total",
+    "Sum over rows of a whitened random Fourier feature, cut to -4 to 4 and raised by 4.",
+    (*VERSION_LABELS, "dimension"),
+)
+RFF_REFERENCE_ROWS = Metric(
+    "shipway_rff_reference_rows", "Rows of the training profile on which the random Fourier features were whitened."
+)
+REFERENCE_ACCURACY = Metric(
+    "shipway_reference_accuracy", "Accuracy on validation data when the version was registered, a share of 1."
+)
+
+# Kept by the launcher of what workers predicted, and of the labels that come for it.
+FEEDBACK = Metric(
+    "shipway_feedback_total",
+    "Labelled rows by predicted and actual class, under the version that predicted; the first label of a row counts.",
+    (*VERSION_LABELS, "predicted", "actual"),
+)
+FEEDBACK_LABELS = Metric(
+    "shipway_feedback_labels_total",
+    "Labels that clients sent, by outcome (joined, repeated, unknown, refused).",
+    ("outcome",),
+)
+PREDICTIONS_KEPT = Metric(
+    "shipway_feedback_predictions_total",
+    "Predicted rows that may still get a label, by outcome (kept; dropped: the queue was full).",
+    (*VERSION_LABELS, "outcome"),
 )
 
 # Read from Envoy.
@@ -59,6 +91,11 @@ EDGE_SECONDS = Metric(
     "shipway_edge_request_seconds", "Time from the edge to this version and back, in seconds.", VERSION_LABELS
 )
 EDGE_IN_FLIGHT = Metric("shipway_edge_requests_in_flight", "Requests at this version now.")
+EDGE_LIMIT = Metric(
+    "shipway_edge_requests_limit", "Requests that may be at this version at once; beyond it they are answered 503."
+)
+EDGE_OVERFLOWS = Metric("shipway_edge_overflows_total", "Requests answered 503 because too many were at this version.")
+EDGE_RETRIES = Metric("shipway_edge_retries_total", "Requests that a worker lost and the edge asked once more.")
 EDGE_CONNECTIONS = Metric("shipway_edge_connections", "Clients' connections open at the edge now.", ())
 EDGE_RECEIVED = Metric(
     "shipway_edge_received_requests_total", "Requests that the edge received, whatever became of them.", ()
@@ -68,3 +105,8 @@ EDGE_RECEIVED = Metric(
 VERSION_READY = Metric(
     "shipway_version_ready", "1 where the version is loaded and this hardware reproduced its golden outputs, else 0."
 )
+WORKERS = Metric(
+    "shipway_workers", "Worker processes of the version by state (wanted, alive).", (*VERSION_LABELS, "state")
+)
+WORKER_RESTARTS = Metric("shipway_worker_restarts_total", "Workers that took the place of one that had ended.")
+WORKER_MEMORY = Metric("shipway_worker_resident_bytes", "Resident memory of the version's workers together, in bytes.")
