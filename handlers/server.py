@@ -36,6 +36,8 @@ CAREFUL_REQUESTS = 256
 the others are still in the listening socket, where the next worker finds them."""
 COMPANY_SHARE = 0.03
 """Of a batch's time, that the next one waits for company."""
+LOOKING_SECONDS = 50e-6
+"""After a batch of several a worker goes on looking for so long before it sleeps: to be woken takes as long."""
 _POLL_SECONDS = 0.001
 """The least that can be waited for."""
 _PLACE_WITHIN_SECONDS = 60.0
@@ -132,7 +134,9 @@ class Server:
     def _take(self, other: socket.socket, timeout_seconds: float | None) -> bool:
         """Take in what has arrived, or arrives within the timeout. Whether `other` has something to read."""
         told = False
-        for descriptor, events in self._poll.poll(timeout_seconds, 1 if self._alone else -1):
+        most = 1 if self._alone else -1
+        looks = timeout_seconds is None and self._batch_answered > 1
+        for descriptor, events in (looks and self._look(most)) or self._poll.poll(timeout_seconds, most):
             if descriptor == other.fileno():
                 told = True
             elif descriptor == self._listener.fileno():
@@ -140,6 +144,13 @@ class Server:
             else:
                 self._progress(self._connections[descriptor], events)
         return told
+
+    def _look(self, most: int) -> list[tuple[int, int]]:
+        """What has arrived, or arrives while looking; nothing if that takes too long."""
+        until = time.monotonic() + LOOKING_SECONDS
+        while not (ready := self._poll.poll(0, most)) and time.monotonic() < until:
+            pass
+        return ready
 
     def _gather(self, other: socket.socket) -> None:
         """Let those catch up who were answered last: their next requests are on the way, and a full batch costs less.

@@ -16,8 +16,8 @@ class WorkerPlan:
 
     workers: int | None = None
     """None: one for a small program, else two."""
-    batch_size: int = 64
-    """Requests that one worker answers at once, at most."""
+    batch_size: int = 32
+    """Requests that one worker answers at once, at most: more keep the edge waiting for a busy worker's answers."""
     queue_size: int = 1000
     """Requests that wait; beyond that clients get 503."""
     response_timeout_seconds: int = 60
