@@ -188,4 +188,6 @@ def _in_words(problem: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
         return f"{where} is not known"
-    return f"{where}: {str(problem['msg']).removeprefix('Value error, ')}; found {problem['input']!r}"
+    # What stands in an address may be a secret: it is not repeated.
+    found = "" if where.startswith("webhook") else f"; found {problem['input']!r}"
+    return f"{where}: {str(problem['msg']).removeprefix('Value error, ')}{found}"

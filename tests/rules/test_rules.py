@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.config import Config
 from monitoring.rules.file import rule_file
 from monitoring.rules.rule import Alert
 from tests.rules import (
@@ -60,7 +59,3 @@ def test_promtool_takes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rules.yml"
     path.write_text(rule_file(CONFIG))
     subprocess.run(["promtool", "check", "rules", str(path)], check=True, capture_output=True)
-
-
-def test_file_is_the_same_every_time() -> None:
-    assert rule_file(Config()) == rule_file(Config.from_yaml(""))
