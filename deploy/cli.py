@@ -50,7 +50,7 @@ def cli(context: click.Context) -> None:
 @insecure_option
 @pass_settings
 def up(settings: Settings, *, insecure: bool) -> None:
-    """Start MLflow, Prometheus and the node, or what has stopped of them."""
+    """Start MLflow, Prometheus, Alertmanager and the node, or what has stopped of them."""
     from deploy import stack
 
     settings, console = _told(settings, insecure=insecure), Console()
@@ -241,6 +241,19 @@ def node(settings: Settings, *, insecure: bool) -> None:
     from deploy.node import launcher
 
     sys.exit(launcher.run(_told(settings, insecure=insecure)))
+
+
+@cli.command()
+@click.option("--alertmanager", is_flag=True, help="Alertmanager's configuration instead.")
+@pass_settings
+def rules(settings: Settings, *, alertmanager: bool) -> None:
+    """Print the rule file for a Prometheus of your own: recorded series and alerts."""
+    from deploy.objectives import read_objectives
+    from monitoring.alertmanager import alertmanager_file
+    from monitoring.rules.file import rule_file
+
+    make = alertmanager_file if alertmanager else rule_file
+    click.echo(make(read_objectives(settings)), nl=False)
 
 
 @cli.command()

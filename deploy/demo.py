@@ -56,7 +56,7 @@ def run(settings: Settings, console: Console) -> None:
         ShipwayError, ModelStoreError: whatever stood in the way, in words.
     """
     started = time.monotonic()
-    _chapter(console, 1, "Start MLflow, Prometheus and a serving node")
+    _chapter(console, 1, "Start MLflow, Prometheus, Alertmanager and a serving node")
     asking = start(settings, console)
 
     _chapter(console, 2, "Train on the flights of January to April, validate on May, register")

@@ -25,6 +25,8 @@ INHERITED = (
 )
 
 SCRAPE_INTERVAL_SECONDS = 5
+RULES = "rules.yml"
+"""The rule file, beside Prometheus' configuration."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Program:
 
 def programs(settings: Settings) -> list[Program]:
     """The programs in the order of their start; they are stopped in the opposite one."""
-    return [*([_mlflow(settings)] if settings.mlflow_is_local else []), _prometheus(settings), _node(settings)]
+    mlflow = [_mlflow(settings)] if settings.mlflow_is_local else []
+    return [*mlflow, _prometheus(settings), _alertmanager(settings), _node(settings)]
 
 
 def _mlflow(settings: Settings) -> Program:
@@ -94,6 +97,25 @@ def _prometheus(settings: Settings) -> Program:
     )
 
 
+def _alertmanager(settings: Settings) -> Program:
+    return Program(
+        name="alertmanager",
+        command=(
+            "prometheus-alertmanager",
+            f"--config.file={settings.alertmanager_dir / 'alertmanager.yml'}",
+            f"--storage.path={settings.alertmanager_dir / 'data'}",
+            f"--web.listen-address=127.0.0.1:{settings.alertmanager_port}",
+            # Else it looks for others of its kind at port 9094, on every address.
+            "--cluster.listen-address=",
+        ),
+        listeners=(Listener("127.0.0.1", settings.alertmanager_port, variable("alertmanager_port")),),
+        ready_url=f"{settings.alertmanager_url}/-/ready",
+        ready_within_seconds=60,
+        stop_within_seconds=10,
+        stop_whole_group=True,
+    )
+
+
 def _node(settings: Settings) -> Program:
     return Program(
         name="node",
@@ -123,13 +145,18 @@ def environment(settings: Settings, outside: Mapping[str, str] = os.environ) -> 
     }
 
 
-def prometheus_config(settings: Settings) -> str:
-    """Prometheus' configuration: one job that scrapes the node."""
+def prometheus_config(settings: Settings, job: str) -> str:
+    """Prometheus' configuration: a job that scrapes the node, the rules beside this file, and whom alerts go to."""
     return f"""\
 global:
   scrape_interval: {SCRAPE_INTERVAL_SECONDS}s
+rule_files: ["{RULES}"]
+alerting:
+  alertmanagers:
+    - static_configs:
+        - targets: ["{settings.alertmanager_url.removeprefix("http://")}"]
 scrape_configs:
-  - job_name: shipway-node
+  - job_name: "{job}"
     static_configs:
       - targets: ["{settings.metrics_url.removeprefix("http://")}"]
 """

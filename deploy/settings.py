@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz and /metrics.")
     mlflow_port: Port = Field(default=5000, description="The port of the MLflow server that `shipway up` starts.")
     prometheus_port: Port = Field(default=9090, description="The port of the Prometheus that `shipway up` starts.")
+    alertmanager_port: Port = Field(default=9093, description="The port of the Alertmanager that `shipway up` starts.")
     mlflow_uri: str = Field(
         default_factory=lambda data: f"http://127.0.0.1:{data['mlflow_port']}",
         json_schema_extra={"default_in_words": "http://127.0.0.1:<mlflow_port>"},
@@ -101,6 +102,10 @@ class Settings(BaseSettings):
     )
     jwt_issuer: str | None = Field(**_off(), description="The issuer (`iss`) that a JWT must have.")
     jwt_audience: str | None = Field(**_off(), description="The audience (`aud`) that a JWT must be for.")
+    monitoring_config: Path | None = Field(
+        **_off(),
+        description="A YAML file with objectives and thresholds other than the defaults (see monitoring/config.py).",
+    )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="The largest request body that the node accepts, in bytes."
     )
@@ -183,6 +188,10 @@ class Settings(BaseSettings):
         return f"http://127.0.0.1:{self.prometheus_port}"
 
     @property
+    def alertmanager_url(self) -> str:
+        return f"http://127.0.0.1:{self.alertmanager_port}"
+
+    @property
     def mlflow_is_local(self) -> bool:
         """Whether the tracking server is the one that `shipway up` starts."""
         return self.mlflow_uri == f"http://127.0.0.1:{self.mlflow_port}"
@@ -194,6 +203,10 @@ class Settings(BaseSettings):
     @property
     def prometheus_dir(self) -> Path:
         return self.state_dir / "prometheus"
+
+    @property
+    def alertmanager_dir(self) -> Path:
+        return self.state_dir / "alertmanager"
 
     @property
     def logs_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""`up`, `down` and `status` of everything on one machine: MLflow, Prometheus and the node, under supervisord."""
+"""`up`, `down` and `status` of everything on one machine: MLflow, Prometheus, Alertmanager, the node; supervisord."""
 
 import contextlib
 import fcntl
@@ -21,15 +21,19 @@ from rich.table import Table
 
 from deploy.errors import ProgramFailed, ProgramMissing, SettingsChanged, StackBusy
 from deploy.node.desired import Actual, ActualEndpoint, read_actual
+from deploy.objectives import read_objectives
 from deploy.processes import MARK, check_free, end, marked
-from deploy.programs import Program, environment, programs, prometheus_config
+from deploy.programs import RULES, Program, environment, programs, prometheus_config
 from deploy.settings import Settings
 from deploy.supervision import Supervised, Supervisor, daemon_command, socket_path, supervisord_config
+from monitoring.alertmanager import alertmanager_file
+from monitoring.rules.file import rule_file
 
 POLL_SECONDS = 0.1
 LAST_LINES = 20
 PROGRAMS_THAT_RUN = {"STARTING", "RUNNING"}
 DAEMON_WITHIN_SECONDS = 20
+FROM_DEBIAN = ("prometheus", "prometheus-alertmanager")
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def status(settings: Settings) -> Status:
             "metrics": f"{settings.metrics_url}/metrics",
             "mlflow": settings.mlflow_uri,
             "prometheus": settings.prometheus_url,
+            "alertmanager": settings.alertmanager_url,
         },
         processes=[
             running.get(program.name, Supervised(program.name, "STOPPED", None, None)) for program in programs(settings)
@@ -167,8 +172,9 @@ def _refuse_other_settings(settings: Settings) -> None:
 
 
 def _start_supervisord(settings: Settings, supervisor: Supervisor, console: Console) -> None:
-    if shutil.which("prometheus") is None:
-        raise ProgramMissing("prometheus", "On Debian: apt-get install --no-install-recommends prometheus.")
+    for program in FROM_DEBIAN:
+        if shutil.which(program) is None:
+            raise ProgramMissing(program, f"On Debian: apt-get install --no-install-recommends {program}.")
     orphans = marked(settings.state_dir)
     if orphans:
         console.print(f"Stopping {len(orphans)} processes that an earlier stack left behind")
@@ -196,10 +202,14 @@ def _start_supervisord(settings: Settings, supervisor: Supervisor, console: Cons
 
 
 def _write_configuration(settings: Settings, wanted: Sequence[Program]) -> Path:
-    for directory in (settings.run_dir, settings.logs_dir, settings.mlflow_dir, settings.prometheus_dir):
+    objectives = read_objectives(settings)
+    prometheus, alertmanager = settings.prometheus_dir, settings.alertmanager_dir
+    for directory in (settings.run_dir, settings.logs_dir, settings.mlflow_dir, prometheus, alertmanager):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.run_dir.chmod(0o700)
-    (settings.prometheus_dir / "prometheus.yml").write_text(prometheus_config(settings))
+    (prometheus / "prometheus.yml").write_text(prometheus_config(settings, objectives.health.job))
+    (prometheus / RULES).write_text(rule_file(objectives))
+    (alertmanager / "alertmanager.yml").write_text(alertmanager_file(objectives))
     _settings_file(settings).write_text(json.dumps(settings.as_environment(), indent=2))
     config = settings.run_dir / "supervisord.conf"
     config.write_text(supervisord_config(wanted, settings.run_dir, settings.logs_dir))

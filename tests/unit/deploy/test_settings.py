@@ -49,7 +49,11 @@ def test_unknown_variable_is_refused_with_the_allowed_ones(monkeypatch: pytest.M
     [
         ("http_port", "eighty", "SHIPWAY_HTTP_PORT=eighty: Input should be a valid integer"),
         ("http_port", "70000", "SHIPWAY_HTTP_PORT=70000: Input should be less than or equal to 65535"),
-        ("http_port", "9090", "each port must be used once; found SHIPWAY_HTTP_PORT=9090"),
+        (
+            "http_port",
+            "9090",
+            "each port must be used once; found SHIPWAY_ALERTMANAGER_PORT=9093, SHIPWAY_HTTP_PORT=9090",
+        ),
         ("host", "example.org", "SHIPWAY_HOST=example.org: 'example.org' does not appear to be an IPv4"),
         (
             "tls_key",

@@ -39,7 +39,7 @@ def test_configuration_holds_no_environment(tmp_path: Path) -> None:
 
 def test_mlflow_of_others_is_not_started(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path, mlflow_uri="http://mlflow.example")
-    assert [program.name for program in programs(settings)] == ["prometheus", "node"]
+    assert [program.name for program in programs(settings)] == ["prometheus", "alertmanager", "node"]
 
 
 def test_environment_takes_little_from_outside_and_settings_win(tmp_path: Path) -> None:
@@ -52,7 +52,9 @@ def test_environment_takes_little_from_outside_and_settings_win(tmp_path: Path) 
 
 
 def test_prometheus_scrapes_the_node(tmp_path: Path) -> None:
-    assert 'targets: ["127.0.0.1:7777"]' in prometheus_config(Settings(state_dir=tmp_path, metrics_port=7777))
+    assert 'targets: ["127.0.0.1:7777"]' in prometheus_config(
+        Settings(state_dir=tmp_path, metrics_port=7777), "shipway-node"
+    )
 
 
 def test_longest_accepted_socket_path_can_be_bound(state_dir: Path) -> None:

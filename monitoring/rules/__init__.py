@@ -1,0 +1,1 @@
+"""Prometheus' recording rules and alerts, made from the configuration."""
