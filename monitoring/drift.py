@@ -204,6 +204,17 @@ def rff_t2(
     return _ratio((mean**2).sum(-1), _inverse_rows(rows_effective, reference_rows))
 
 
+def rff_shift_excess(
+    t2: npt.ArrayLike, dimensions: int, rows_effective: npt.ArrayLike, reference_rows: npt.ArrayLike
+) -> Array:
+    """Mean square shift of a dimension, in variances, less what chance gives: an effect that traffic does not change.
+
+    Of T^2 [...] over so many dimensions: (T^2 / D - 1)(1/N + 1/M), which is mean(mean^2) - (1/N + 1/M).
+    """
+    excess: Array = (_floats(t2) / dimensions - 1) * _inverse_rows(rows_effective, reference_rows)
+    return excess
+
+
 def wilson_interval(hits: npt.ArrayLike, trials: npt.ArrayLike, z: float) -> tuple[Array, Array]:
     """Lower and upper bound [...] of a share of which `hits` of `trials` were seen; Wilson (1927). z = 1.96 for 95%."""
     hits, trials = _floats(hits), _floats(trials)
