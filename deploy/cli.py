@@ -311,6 +311,25 @@ def drift(settings: Settings, name: str, version: int | None, since: int, *, eve
         Console().print(found.table(every=every))
 
 
+@cli.command()
+@click.argument("name")
+@version_option
+@since_option("6h")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file.  [default: below state_dir]")
+@pass_settings
+def report(settings: Settings, name: str, version: int | None, since: int, *, out: Path | None) -> None:
+    """Write how the model NAME served, drifted and was right into one HTML file that needs no network."""
+    from deploy.prometheus import Prometheus
+    from deploy.report.gather import gather
+    from deploy.report.page import page
+    from model_store.files import write_atomically
+
+    found = gather(Prometheus(settings.prometheus_url), _question(settings, name, version, since))
+    path = out or settings.reports_dir / f"{name}-{found.file_stamp}.html"
+    write_atomically(path, page(found).encode())
+    click.echo(path)
+
+
 def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":
     """What `drift` and `report` look at, the window ending now."""
     from deploy.drift import Question, Thresholds
