@@ -333,14 +333,14 @@ def report(settings: Settings, name: str, version: int | None, since: int, *, ou
 def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":
     """What `drift` and `report` look at, the window ending now."""
     from deploy.drift import Question, Thresholds
-    from monitoring.config import Config
+    from deploy.objectives import read_objectives
 
     return Question(
         model=name,
         version=version,
         window_seconds=since,
         at=time.time(),
-        thresholds=Thresholds.of(Config().drift, since),
+        thresholds=Thresholds.of(read_objectives(settings).drift, since),
         archives_dir=settings.archives_dir,
     )
 

@@ -15,12 +15,13 @@ from rich.table import Table
 from deploy.errors import NotPackaged
 from deploy.packaged import packaged_digest
 from deploy.prometheus import Array, Prometheus, duration_text
-from deploy.traffic import DISPERSION, Counts, Features, Fourier, choose, read_features, read_fourier, versions
+from deploy.traffic import Counts, Features, Fourier, choose, read_features, read_fourier, versions
 from model_store.archive import archive_name, read_member
 from model_store.errors import ModelStoreError
 from monitoring import config
 from monitoring.drift import drifted
 from monitoring.profile import Profile, ProfileInvalid
+from monitoring.rules.drift import DISPERSION
 from monitoring.words import is_ordered, what_moved
 
 Edges = Mapping[tuple[str, str], tuple[float, ...]]

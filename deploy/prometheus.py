@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.errors import PrometheusUnreachable, QueryRefused
+from monitoring.config import SECONDS, seconds
 
 Array = npt.NDArray[np.float64]
-
-UNITS_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,12 @@ def selector(metric: str, *matchers: str, **labels: str) -> str:
 
 def duration_seconds(text: str) -> int:
     """Seconds of a duration like 90s, 10m, 6h or 1d; ValueError if it is none."""
-    match = re.fullmatch(r"([1-9][0-9]{0,6})([dhms])", text)
-    if match is None:
+    if not re.fullmatch(r"[1-9][0-9]{0,6}[smhd]", text):
         raise ValueError(f"{text!r} is no duration; allowed are a number and s, m, h or d, like 10m or 6h")
-    return int(match[1]) * UNITS_SECONDS[match[2]]
+    return seconds(text)
 
 
 def duration_text(seconds: float) -> str:
     """The same duration in the largest unit that gives a whole number: 6h for 21600. PromQL reads it too."""
     whole = max(1, round(seconds))
-    return next(f"{whole // size}{unit}" for unit, size in UNITS_SECONDS.items() if whole % size == 0)
+    return next(f"{whole // size}{unit}" for unit, size in reversed(SECONDS.items()) if whole % size == 0)

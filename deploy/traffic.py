@@ -12,11 +12,8 @@ from deploy.errors import NoData
 from deploy.prometheus import Array, Prometheus, duration_text, selector
 from monitoring import drift, names
 from monitoring.profile import MISSING, OTHER
-
-DISPERSION = "shipway_feature:dispersion"
-RFF_DISPERSION = "shipway_rff:dispersion"
-RAISED = 4.0
-"""What the workers add to every random Fourier feature."""
+from monitoring.rules import rff
+from monitoring.rules.drift import DISPERSION
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +137,9 @@ def read_fourier(prometheus: Prometheus, model: str, version: int, window_second
     reference = ask(f"max(max_over_time({selector(names.RFF_REFERENCE_ROWS.name, **one)}[{window}]))")
     if not (sums and rows and reference):
         return None
-    dispersion = ask(f"max(last_over_time({selector(RFF_DISPERSION, model=model)}[{window}]))")
+    dispersion = ask(f"max(last_over_time({selector(rff.DISPERSION, model=model)}[{window}]))")
     effective = float(drift.rows_effective(rows[0], dispersion[0] if dispersion else 1.0))
-    t2 = drift.rff_t2(sums, rows[0], effective, reference[0], raised=RAISED)
+    t2 = drift.rff_t2(sums, rows[0], effective, reference[0], raised=rff.RAISED)
     shift = drift.rff_shift_excess(t2, len(sums), effective, reference[0])
     return Fourier(rows[0], effective, float(shift), float(drift.wilson_hilferty_z(t2, len(sums))))
 

@@ -124,3 +124,15 @@ def test_the_command_ends_with_1_and_words_where_there_is_no_data(fleet: Fleet, 
     result = shipway("drift", "trains", SHIPWAY_STATE_DIR=str(state_dir), SHIPWAY_PROMETHEUS_URL=fleet.prometheus.url)
     assert result.returncode == 1
     assert result.stderr.startswith(f"shipway: the Prometheus at {fleet.prometheus.url} has no rows of trains")
+
+
+def test_the_command_judges_by_the_configured_thresholds(fleet: Fleet, state_dir: Path) -> None:
+    (state_dir / "monitoring.yaml").write_text("drift: {rows: 1000000}")
+    settings = {
+        "SHIPWAY_STATE_DIR": str(state_dir),
+        "SHIPWAY_PROMETHEUS_URL": fleet.prometheus.url,
+        "SHIPWAY_MONITORING_CONFIG": str(state_dir / "monitoring.yaml"),
+    }
+    found = json.loads(shipway("drift", "flights", "--json", **settings).stdout)
+    assert found["thresholds"]["rows"] == 1_000_000
+    assert {one["verdict"] for one in found["features"]} == {"too few rows"}
