@@ -7,7 +7,10 @@ import json
 import os
 import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -20,6 +23,9 @@ from model_store.mlflow_environment import ENVIRONMENT
 from model_store.training import DEFAULT, TRAININGS
 from model_store.worker_plan import WorkerPlan
 
+if TYPE_CHECKING:
+    from deploy.drift import Question
+
 OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -28,6 +34,25 @@ pass_settings = click.make_pass_decorator(Settings)
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Listen beyond loopback even without TLS or authentication (SHIPWAY_INSECURE)."
 )
+version_option = click.option(
+    "--version", type=click.IntRange(min=1), help="Of the model.  [default: the one with most rows in the window]"
+)
+
+
+def since_option(default: str) -> Callable[[Any], Any]:
+    """--since, a window that ends now, in seconds."""
+    return click.option(
+        "--since", default=default, show_default=True, callback=_duration, help="The window up to now: 10m, 6h, 1d."
+    )
+
+
+def _duration(_: click.Context, __: click.Parameter, value: str) -> int:
+    from deploy.prometheus import duration_seconds
+
+    try:
+        return duration_seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -265,6 +290,59 @@ def demo(settings: Settings, *, every: bool) -> None:
     from deploy import gallery
 
     (gallery if every else one).run(settings, Console())
+
+
+@cli.command()
+@click.argument("name")
+@version_option
+@since_option("1h")
+@click.option("--all", "every", is_flag=True, help="Every feature, and not only what drifted.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@pass_settings
+def drift(settings: Settings, name: str, version: int | None, since: int, *, every: bool, as_json: bool) -> None:
+    """Say what moved in the traffic of the model NAME away from its profile, from where to where."""
+    from deploy.drift import examine
+    from deploy.prometheus import Prometheus
+
+    found = examine(Prometheus(settings.prometheus_url), _question(settings, name, version, since))
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        Console().print(found.table(every=every))
+
+
+@cli.command()
+@click.argument("name")
+@version_option
+@since_option("6h")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file.  [default: below state_dir]")
+@pass_settings
+def report(settings: Settings, name: str, version: int | None, since: int, *, out: Path | None) -> None:
+    """Write how the model NAME served, drifted and was right into one HTML file that needs no network."""
+    from deploy.prometheus import Prometheus
+    from deploy.report.gather import gather
+    from deploy.report.page import page
+    from model_store.files import write_atomically
+
+    found = gather(Prometheus(settings.prometheus_url), _question(settings, name, version, since))
+    path = out or settings.reports_dir / f"{name}-{found.file_stamp}.html"
+    write_atomically(path, page(found).encode())
+    click.echo(path)
+
+
+def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":
+    """What `drift` and `report` look at, the window ending now."""
+    from deploy.drift import Question, Thresholds
+    from deploy.objectives import read_objectives
+
+    return Question(
+        model=name,
+        version=version,
+        window_seconds=since,
+        at=time.time(),
+        thresholds=Thresholds.of(read_objectives(settings).drift, since),
+        archives_dir=settings.archives_dir,
+    )
 
 
 def _told(settings: Settings, *, insecure: bool) -> Settings:

@@ -4,6 +4,9 @@
     ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
     ├── NotPackaged             no archive of the version that should be served
     ├── NotAnswered             the node gave no prediction where it should have
+    ├── PrometheusUnreachable   no Prometheus answers at that address
+    ├── QueryRefused            Prometheus would not evaluate a query
+    ├── NoData                  Prometheus has nothing to compute an answer from
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -51,6 +54,34 @@ class NotAnswered(ShipwayError):
         self.asked = asked
         self.found = found
         super().__init__(f"{asked} was not answered with a prediction: {found}")
+
+
+class PrometheusUnreachable(ShipwayError):
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = url
+        self.reason = reason
+        super().__init__(
+            f"no Prometheus answers at {url}: {reason}. Start the local one with: shipway up; "
+            "or name another in SHIPWAY_PROMETHEUS_URL"
+        )
+
+
+class QueryRefused(ShipwayError):
+    def __init__(self, url: str, query: str, reason: str) -> None:
+        self.url = url
+        self.query = query
+        self.reason = reason
+        super().__init__(f"the Prometheus at {url} refused the query {query}: {reason}")
+
+
+class NoData(ShipwayError):
+    """Silence is not health: whoever asks must hear that there was nothing to judge."""
+
+    def __init__(self, url: str, wanted: str, window: str, found: str, advice: str) -> None:
+        self.url = url
+        self.wanted = wanted
+        self.window = window
+        super().__init__(f"the Prometheus at {url} has no {wanted} in {window}; {found}. {advice}")
 
 
 class StackError(ShipwayError):

@@ -57,7 +57,9 @@ class Program:
 def programs(settings: Settings) -> list[Program]:
     """The programs in the order of their start; they are stopped in the opposite one."""
     mlflow = [_mlflow(settings)] if settings.mlflow_is_local else []
-    return [*mlflow, _prometheus(settings), _alertmanager(settings), _node(settings)]
+    # Alerts come from our own Prometheus alone.
+    watchers = [_prometheus(settings), _alertmanager(settings)] if settings.prometheus_is_local else []
+    return [*mlflow, *watchers, _node(settings)]
 
 
 def _mlflow(settings: Settings) -> Program:

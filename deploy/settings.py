@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         json_schema_extra={"default_in_words": "http://127.0.0.1:<mlflow_port>"},
         description="The MLflow tracking server to use; `shipway up` starts one only where this is left as it is.",
     )
+    prometheus_url: str = Field(
+        default_factory=lambda data: f"http://127.0.0.1:{data['prometheus_port']}",
+        json_schema_extra={"default_in_words": "http://127.0.0.1:<prometheus_port>"},
+        pattern=r"^https?://",
+        description="The Prometheus that is asked; `shipway up` starts one only where this is left as it is.",
+    )
     run_dir: Path = Field(
         **_below("state_dir", "run"),
         description="Unix sockets, mode 0700; make it short, because a socket's path is limited to 107 bytes.",
@@ -184,10 +190,6 @@ class Settings(BaseSettings):
         return f"http://{_reachable(self.metrics_host)}:{self.metrics_port}"
 
     @property
-    def prometheus_url(self) -> str:
-        return f"http://127.0.0.1:{self.prometheus_port}"
-
-    @property
     def alertmanager_url(self) -> str:
         return f"http://127.0.0.1:{self.alertmanager_port}"
 
@@ -195,6 +197,11 @@ class Settings(BaseSettings):
     def mlflow_is_local(self) -> bool:
         """Whether the tracking server is the one that `shipway up` starts."""
         return self.mlflow_uri == f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def prometheus_is_local(self) -> bool:
+        """Whether the Prometheus that is asked is the one that `shipway up` starts."""
+        return self.prometheus_url == f"http://127.0.0.1:{self.prometheus_port}"
 
     @property
     def mlflow_dir(self) -> Path:
@@ -207,6 +214,10 @@ class Settings(BaseSettings):
     @property
     def alertmanager_dir(self) -> Path:
         return self.state_dir / "alertmanager"
+
+    @property
+    def reports_dir(self) -> Path:
+        return self.state_dir / "reports"
 
     @property
     def logs_dir(self) -> Path:

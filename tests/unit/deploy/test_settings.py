@@ -33,6 +33,13 @@ def test_another_mlflow_is_not_ours() -> None:
     assert not Settings(mlflow_uri="http://mlflow.example:5000").mlflow_is_local
 
 
+def test_another_prometheus_is_not_ours() -> None:
+    assert Settings(prometheus_port=9999).prometheus_is_local
+    assert not Settings(prometheus_url="https://prometheus.example").prometheus_is_local
+    with pytest.raises(ValueError, match="prometheus_url"):
+        Settings(prometheus_url="file:///etc/passwd")
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().http_port = 1  # type: ignore[misc]

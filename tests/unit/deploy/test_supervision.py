@@ -42,6 +42,11 @@ def test_mlflow_of_others_is_not_started(tmp_path: Path) -> None:
     assert [program.name for program in programs(settings)] == ["prometheus", "alertmanager", "node"]
 
 
+def test_prometheus_of_others_is_not_started(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, prometheus_url="http://prometheus.example")
+    assert [program.name for program in programs(settings)] == ["mlflow", "node"]
+
+
 def test_environment_takes_little_from_outside_and_settings_win(tmp_path: Path) -> None:
     outside = {"PATH": "/bin", "MLFLOW_BACKEND_STORE_URI": "sqlite:///other", "SHIPWAY_HTTP_PORT": "1"}
     inside = environment(Settings(state_dir=tmp_path), outside)
