@@ -16,7 +16,7 @@ from deploy.node.admin import Admin
 from deploy.node.envoy import EDGE
 from deploy.node.layout import Layout
 from deploy.node.reconcile import Loaded
-from handlers.slots import ROWS, counters_directory, read_counts
+from handlers.slots import counters_directory, read_counts
 from monitoring import names
 from monitoring.profile import Profile
 
@@ -68,8 +68,8 @@ def _drift(layout: Layout, versions: Iterable[Loaded]) -> Iterator[Metric]:
         if loaded.profile is not None and not loaded.explains:
             counters = counters_directory(layout.counters, loaded.model, str(loaded.version), loaded.profile_json)
             counts = read_counts(counters, loaded.profile)
-            rows.add_metric(labels, float(counts[ROWS]))
-            for feature_labels, count, share in _bins(loaded.profile, counts[1:].tolist()):
+            rows.add_metric(labels, float(counts.rows))
+            for feature_labels, count, share in _bins(loaded.profile, counts.bins.tolist()):
                 counted.add_metric([*labels, *feature_labels], count)
                 reference.add_metric([*labels, *feature_labels], share)
     yield from (ready, rows, counted, reference)

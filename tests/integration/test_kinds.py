@@ -22,6 +22,7 @@ from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.tensors import NUMPY_DTYPES
 from model_store import digits, topics, weather
 from model_store.archive import read_member
+from model_store.members import OwnFiles
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
 from model_store.training import train
@@ -95,7 +96,7 @@ def gallery(lab: Lab, free_ports: Ports, tmp_path_factory: pytest.TempPathFactor
     own = tmp_path_factory.mktemp("own") / "my_handler.py"
     own.write_text(FRAGILE)
     made = {name: packaged(lab, name) for name in KINDS}
-    made["weighted"] = packaged(lab, "weighted", handler=own)
+    made["weighted"] = packaged(lab, "weighted", OwnFiles(own))
     golden = {name: json.loads(read_member(one.archive, "golden.json")) for name, one in made.items()}
     endpoints = tuple(
         DesiredEndpoint(model=name, versions=(DesiredVersion(version=1, digest=one.digest, weight=100),))
@@ -106,13 +107,13 @@ def gallery(lab: Lab, free_ports: Ports, tmp_path_factory: pytest.TempPathFactor
         yield Gallery(running, golden)
 
 
-def packaged(lab: Lab, model: str, handler: Path | None = None) -> PackagedVersion:
+def packaged(lab: Lab, model: str, own: OwnFiles | None = None) -> PackagedVersion:
     return package(
         f"models:/{model}/1",
         tracking_uri=lab.settings.mlflow_uri,
         archives_dir=lab.settings.archives_dir,
         signing_key=lab.settings.signing_key,
-        handler=handler,
+        own=own,
     )
 
 

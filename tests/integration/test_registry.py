@@ -42,6 +42,7 @@ from model_store.errors import (
 from model_store.fitting import Plan
 from model_store.golden import answered
 from model_store.lateness import GOLDEN_ROWS
+from model_store.members import OwnFiles
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
 from model_store.registry import RegisteredVersion, Registry
@@ -426,9 +427,8 @@ def test_a_users_own_handler_makes_its_own_golden_set(
         tracking_uri=tracking_uri,
         archives_dir=tmp_path,
         signing_key=signing_key,
-        handler=handler,
     )
-    own, asked = (all_members(pack(golden=golden).archive) for golden in (None, request))
+    own, asked = (all_members(pack(own=OwnFiles(handler, golden)).archive) for golden in (None, request))
     theirs = all_members(every_kind["plain"].archive)
     assert own["handler.py"] == asked["handler.py"] == OWN_HANDLER.encode()
     probabilities, scores = (json.loads(members["golden.json"]) for members in (own, theirs))
@@ -461,7 +461,7 @@ def test_a_handler_that_brings_its_network_has_it_run_with_the_versions_weights(
         tracking_uri=tracking_uri,
         archives_dir=tmp_path,
         signing_key=signing_key,
-        handler=handler,
+        own=OwnFiles(handler),
     )
     handler.write_text(EAGER_HANDLER)
     own, theirs = (all_members(packaged.archive) for packaged in (pack(), every_kind["plain"]))
@@ -502,8 +502,7 @@ def test_a_users_handler_or_request_that_does_not_work_is_refused_with_the_reaso
             tracking_uri=tracking_uri,
             archives_dir=tmp_path,
             signing_key=signing_key,
-            handler=handler,
-            golden=request if request_text else None,
+            own=OwnFiles(handler, request if request_text else None),
         )
     assert not list(tmp_path.rglob("*.mar"))
 

@@ -19,6 +19,7 @@ from deploy.node.envoy import Edge
 from deploy.node.exporter import metrics
 from deploy.node.layout import Layout, make_layout
 from deploy.node.reconcile import Loaded
+from handlers.measured import Measured
 from handlers.metrics import METRICS_DIRECTORY, WorkerMetrics
 from handlers.slots import DriftCounter, Slot, counters_directory
 from monitoring import names
@@ -63,7 +64,7 @@ def count(layout: Layout, version: int, slot: int, delays: list[float]) -> None:
     directory = counters_directory(layout.counters, "flights", str(version), PROFILE.to_json())
     numbers = np.array(delays, dtype=np.float32)[:, None]
     counter = DriftCounter(directory, Slot(slot, lock=-1), PROFILE)
-    counter.count(numbers, np.ones(numbers.shape, np.int64), np.zeros(numbers.shape, np.float32))
+    counter.count(Measured(numbers, np.ones(numbers.shape, np.int64), np.zeros(numbers.shape, np.float32)))
 
 
 def test_exposition_of_the_slots_is_exact(layout: Layout, caplog: pytest.LogCaptureFixture) -> None:
