@@ -154,7 +154,7 @@ def empty(path: Path) -> None:
 def test_file_that_holds_no_rows_is_refused_in_words(tmp_path: Path, spoil: Callable[[Path], None], words: str) -> None:
     path = tmp_path / "rows.npz"
     spoil(path)
-    with pytest.raises(ReferenceRefused, match=f"{words}.*numpy.savez"):
+    with pytest.raises(ReferenceRefused, match=f"{words}.*numpy"):
         read_arrays(path)
 
 

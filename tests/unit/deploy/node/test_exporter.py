@@ -293,7 +293,7 @@ def test_a_version_of_thirty_features_has_800_series_at_most(real: RealEdge) -> 
     """With whatever the edge answers, over every protocol and with every outcome."""
     for status in ("200", "400", "503", "504"):
         real.ask("POST", "/predictions/flights/1", b"{}", x_test_status=status)
-    until_counted(real, 'shipway_edge_requests_in_flight{model="flights",version="1"}', 0)
+    until_counted(real, 'shipway_edge_requests_total{code="504",model="flights",version="1"}', 1)
     version = loaded(1, profile=replace(thirty_features(), accuracy=0.9))
     found = samples(scrape(real.layout, version))
     series = [name for name in found if 'model="flights"' in name and 'version="1"' in name]
