@@ -185,6 +185,9 @@ def train(settings: Settings, name: str) -> None:
 @click.option("--handler", type=FILE, help="Your own handler.py: a subclass of one of the package handlers.")
 @click.option("--golden", type=FILE, help="The request, in Open Inference JSON, that every node replays.")
 @click.option(
+    "--reference", type=FILE, help="Rows of normal traffic for the profile: an .npz file of arrays by input name."
+)
+@click.option(
     "--optimize",
     is_flag=True,
     help="Measure ways to run it on this hardware, and pack the fastest whose outputs are near enough.",
@@ -202,6 +205,7 @@ def package(
     uri: str,
     handler: Path | None,
     golden: Path | None,
+    reference: Path | None,
     *,
     optimize: bool,
     max_difference: float | None,
@@ -209,6 +213,7 @@ def package(
 ) -> None:
     """Write and sign the archive of URI: models:/NAME/VERSION or models:/NAME@ALIAS."""
     from model_store import package as packaging
+    from model_store.members import OwnFiles
 
     if max_difference is not None and not optimize:
         raise click.UsageError("--max-difference is for --optimize")
@@ -219,8 +224,7 @@ def package(
         archives_dir=settings.archives_dir,
         signing_key=settings.signing_key,
         plan=WorkerPlan(**plan),
-        handler=handler,
-        golden=golden,
+        own=OwnFiles(handler, golden, reference),
         # On stderr, because programs read the two lines below.
         optimizing=packaging.Optimizing(max_difference, Console(stderr=True)) if optimize else None,
     )

@@ -139,7 +139,7 @@ def read_fourier(prometheus: Prometheus, model: str, version: int, window_second
         return None
     dispersion = ask(f"max(last_over_time({selector(rff.DISPERSION, model=model)}[{window}]))")
     effective = float(drift.rows_effective(rows[0], dispersion[0] if dispersion else 1.0))
-    t2 = drift.rff_t2(sums, rows[0], effective, reference[0], raised=rff.RAISED)
+    t2 = drift.rff_t2(sums, rows[0], effective, reference[0])
     shift = drift.rff_shift_excess(t2, len(sums), effective, reference[0])
     return Fourier(rows[0], effective, float(shift), float(drift.wilson_hilferty_z(t2, len(sums))))
 

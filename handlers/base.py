@@ -29,6 +29,7 @@ from handlers.errors import (
     shown,
 )
 from handlers.hardware import worker_threads
+from handlers.measured import Features, Measured
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
 from handlers.program import Program
 from handlers.protocol import oip_grpc, oip_json
@@ -37,6 +38,7 @@ from handlers.runtime_plan import RuntimePlan
 from handlers.slots import DriftCounter, counters_directory, take_slot
 from handlers.tensors import InferRequest, Tensor
 from monitoring.profile import Profile
+from monitoring.rff import MEMBER, Rff
 
 if TYPE_CHECKING:
     from handlers.explain import Explainer
@@ -89,7 +91,9 @@ class BaseHandler(ABC):
         slot = take_slot(metrics_directory)
         self._metrics = WorkerMetrics(metrics_directory, slot, name, self.version)
         counters = counters_directory(metrics_directory, self.model, self.version, profile_json)
-        self._drift = DriftCounter(counters, slot, Profile.from_json(profile_json))
+        profile = Profile.from_json(profile_json)
+        rff = Rff.from_bytes((self.directory / MEMBER).read_bytes()) if profile.rff else None
+        self._drift = DriftCounter(counters, slot, profile, rff)
         batch_size = int(context.system_properties["batch_size"])
         timeout = float(context.model_yaml_config["responseTimeout"])
         server.install(self, name, self.version, batch_size, timeout)
@@ -97,7 +101,6 @@ class BaseHandler(ABC):
     def open(self, directory: Path, model: str, version: str) -> None:
         """Read an unpacked archive. After this `predict` works, with no TorchServe around it."""
         self.directory, self.model, self.version = directory, model, version
-        self._predicted: list[tuple[list[Item], list[Array], list[Array]]] = []
         self._outcomes: list[tuple[Call, Outcome]] = []
         self._answered_at = 0.0
         # The host's core count is no guide: a container may use fewer, and the other workers use them too.
@@ -119,7 +122,7 @@ class BaseHandler(ABC):
         raise NotImplementedError("requests come from the edge to the worker's own socket, not by TorchServe")
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
-        """Answer a batch, each call by itself: this is the main path. `account` counts it."""
+        """Answer a batch, each call by itself: this is the main path. `account` counts its requests."""
         items: list[Item] = []
         now = time.time()
         for call in calls:
@@ -140,11 +143,8 @@ class BaseHandler(ABC):
         return [call.answer for call in calls if call.answer is not None]
 
     def account(self) -> None:
-        """Count the batch that was answered last, when its answers are on their way: nobody waits for that."""
-        predicted, outcomes = self._predicted, self._outcomes
-        self._predicted, self._outcomes = [], []
-        for items, inputs, outputs in predicted:
-            self._count(items, inputs, outputs)
+        """Count the requests of the batch that was answered last, when its answers are on their way: nobody waits."""
+        outcomes, self._outcomes = self._outcomes, []
         alike: dict[tuple[str, Outcome], list[Call]] = {}
         for call, outcome in outcomes:
             alike.setdefault((call.protocol, outcome), []).append(call)
@@ -189,7 +189,8 @@ class BaseHandler(ABC):
         except Exception as error:  # noqa: BLE001 - it is the model's, and every item still gets an answer
             self._after_failure(items, error)
             return
-        self._predicted.append((items, inputs, outputs))
+        # Before any answer goes out, so that whatever ends this worker, no answered row is lost.
+        self._count(items, inputs, outputs)
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
             try:
@@ -270,7 +271,10 @@ class BaseHandler(ABC):
             if not all(clients):
                 rows = np.repeat(clients, [item.rows for item in items])
                 inputs, outputs = [array[rows] for array in inputs], [array[rows] for array in outputs]
-            self.count(self._drift, inputs, outputs)
+            if not self._drift.measures:
+                self._drift.count_rows(len(inputs[0]))
+                return
+            self._drift.count(self.measure(inputs, outputs))
         except Exception:
             logger.exception("a batch was answered but not counted")
             self._metrics.monitor_error(sum(clients))
@@ -320,9 +324,14 @@ class BaseHandler(ABC):
         """How likely each of `classes` is, [n, classes]; never asked of a model without classes."""
         return outputs[0]
 
+    @property
     @abstractmethod
-    def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
-        """Count the batch's rows into the profile's bins."""
+    def features(self) -> Features:
+        """What `measure` gives, by name."""
+
+    @abstractmethod
+    def measure(self, inputs: list[Array], outputs: list[Array]) -> Measured:
+        """What is counted of these rows, and of training rows when the profile is made."""
 
 
 def decode_oip(call: Call) -> InferRequest:

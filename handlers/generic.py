@@ -1,6 +1,6 @@
 """Any model whose inputs and outputs are tensors, as its signature in MLflow says: no code of its own is needed."""
 
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,16 @@ from handlers.bucketing import by_shape, in_calls, in_groups
 from handlers.errors import InvalidRequest, Words, listed, shown
 from handlers.inputs import by_name, from_nested, joined, stacked
 from handlers.kinds import FREE, TensorSpec, TensorsSchema
+from handlers.measured import Values, values_of
 from handlers.named import NamedOutputs
 from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
 from handlers.tensors import NUMPY_DTYPES, InferRequest, Tensor
+from monitoring.rff import pooled
 
 RAW = "application/octet-stream"
+MAX_NAMED = 64
+"""Values of a row's inputs that are counted one by one; of more their means, and what they look like together."""
 MAX_VALUES = 1 << 22
 """Of one call's inputs: what a network makes of them in between may need a hundred times as much memory."""
 
@@ -35,6 +39,10 @@ class GenericHandler(NamedOutputs):
         self._names = tuple(spec.name for spec in self.schema.inputs)
         self._inputs = [_Input(spec) for spec in self.schema.inputs]
         self._pick = rows.picker(self._names)
+        size = values_of(*self.schema.inputs)
+        self._columns = Values(self.schema.inputs, [size <= MAX_NAMED] * len(self._names))
+        self._many = MAX_NAMED < size < inf
+        self.numbers = self._columns.names
 
     def read(self, request: InferRequest) -> tuple[list[Array], int]:
         tensors, count = by_name(request, self._names)
@@ -71,6 +79,14 @@ class GenericHandler(NamedOutputs):
     def _run_alike(self, inputs: list[Array]) -> list[Array]:
         values = sum(array[0].size for array in inputs)
         return in_calls(self.execute, inputs, max(1, MAX_VALUES // max(1, values)))
+
+    def described(self, inputs: list[Array]) -> tuple[Array, Array | None]:
+        """Every value, or means and all values in one row where they are many; of free shapes means alone."""
+        count = len(inputs[0])
+        numbers = self._columns(inputs, count)
+        if not self._many:
+            return numbers, None
+        return numbers, pooled(np.concatenate([array.reshape(count, -1) for array in inputs], axis=1))
 
 
 class _Input:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from handlers.answer import Call
@@ -19,6 +20,8 @@ from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
 from handlers.tensors import InferRequest, Tensor
 
+SMALL = 16
+"""Pixels of a side of the grey pictures whose distribution is watched."""
 MAX_PIXELS = 50_000_000
 """Of an image as it comes: a few bytes of PNG may unpack to gigabytes."""
 
@@ -38,12 +41,14 @@ class ImageHandler(NamedOutputs):
 
     schema: ImageSchema
     max_rows = 32
+    numbers = ("brightness",)
 
     def load(self) -> None:
         self.schema = ImageSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = self.schema.output_names
         self.classes = self.schema.classes
         self._pick = rows.picker((self.schema.input,))
+        self._shrink_rows, self._shrink_columns = averaging(self.schema.height), averaging(self.schema.width).T
 
     def read(self, request: InferRequest) -> tuple[Array, int]:
         (tensor,), count = by_name(request, (self.schema.input,))
@@ -82,6 +87,25 @@ class ImageHandler(NamedOutputs):
     def check(self, items: list[Item]) -> list[Array]:
         # All was checked as it was read: no value depends on another request.
         return [joined([item.data for item in items])]
+
+    def described(self, inputs: list[Array]) -> tuple[Array, Array]:
+        """The mean of all pixels, and small grey pictures."""
+        (images,) = inputs
+        grey = np.add.reduce(images, axis=1, dtype=np.float32) / images.shape[1]
+        small = (self._shrink_rows @ grey @ self._shrink_columns).reshape(len(images), -1)
+        return small.mean(axis=1, keepdims=True), small
+
+
+def averaging(pixels: int) -> npt.NDArray[np.float32]:
+    """Means of as many neighbours as leave at most SMALL of a row of pixels: what to multiply it by, [left, pixels].
+
+    A pixel that lies on both sides of a border counts on each by its part.
+    """
+    left = min(pixels, SMALL)
+    borders = np.linspace(0, pixels, left + 1)[:, np.newaxis]
+    ends = np.minimum(np.arange(1, pixels + 1), borders[1:])
+    starts = np.maximum(np.arange(pixels), borders[:-1])
+    return np.asarray(np.maximum(ends - starts, 0) * left / pixels, dtype=np.float32)
 
 
 def from_base64(value: object, field: str) -> bytes:

@@ -29,6 +29,7 @@ class SequenceHandler(NamedOutputs):
     def load(self) -> None:
         self.schema = SequenceSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = self.schema.output_names
+        self.numbers = ("steps", *(f"last {name}" for name in self.schema.features))
         self._pick = rows.picker((self.schema.input,))
         self._field = f"input {shown(self.schema.input)}"
 
@@ -97,3 +98,9 @@ class SequenceHandler(NamedOutputs):
             return self.execute([values[group, : lengths[group].max()], lengths[group]])
 
         return in_groups(by_length(lengths, self.schema.buckets, self.max_rows), outputs_of)
+
+    def described(self, inputs: list[Array]) -> tuple[Array, None]:
+        """The number of steps, and what the last of them says."""
+        values, lengths = inputs
+        last = values[np.arange(len(values)), lengths - 1]
+        return np.concatenate((lengths[:, np.newaxis], last), axis=1, dtype=np.float32), None

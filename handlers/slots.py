@@ -13,13 +13,32 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from handlers.measured import Measured
+from monitoring.prediction import predicted
 from monitoring.profile import Profile
+from monitoring.rff import CUT, DIMENSIONS, Rff
 
 MAX_SLOTS = 1024
-ROWS = 0
-"""Index of the number of rows; the profile's bins follow it."""
+UNIT = 1 << 24
+"""Sums are kept as whole numbers of this part of 1, so that they add up exactly, in any order."""
+
+# A file holds the number of rows, the sum of confidences, those of the random Fourier features, and the bins.
+_ROWS, _CONFIDENCE, _RFF, _BINS = 0, 1, slice(2, 2 + DIMENSIONS), 2 + DIMENSIONS
 
 IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What all workers of a version have counted."""
+
+    rows: int
+    confidence: int
+    """Sum over rows, in UNIT."""
+    rff: IntArray
+    """Sum over rows of each dimension raised by CUT, in UNIT, [DIMENSIONS]."""
+    bins: IntArray
+    """Rows of each bin of the profile, in its order."""
 
 
 @dataclass(frozen=True)
@@ -47,48 +66,65 @@ def take_slot(directory: Path) -> Slot:
 class DriftCounter:
     """Counts rows into the bins of one version's profile, in this worker's slot."""
 
-    def __init__(self, directory: Path, slot: Slot, profile: Profile) -> None:
-        """`directory` is the version's own, see `counters_directory`."""
+    def __init__(self, directory: Path, slot: Slot, profile: Profile, rff: Rff | None = None) -> None:
+        """`directory` is the version's own, see `counters_directory`; `rff` is the profile's map where it has one."""
+        self.measures = bool(profile.features or rff)
+        """Whether there is a profile to count into; without one rows are counted, and nothing of them."""
         self._binner = profile.binner()
+        self._rff = rff
         path = directory / f"{slot.number}.i64"
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = 1 + profile.layout.size
+        size = _BINS + profile.layout.size
         # Grown with zeros where it is short; an existing file of a dead worker keeps its counts. Allocated now, because
         # writing into a hole of a mapped file kills the process once the disk is full.
         with path.open("ab") as file:
             os.posix_fallocate(file.fileno(), 0, size * 8)
         # A plain array over the mapped file: indexing numpy's own class for such files takes three times as long.
         self._counts: IntArray = np.asarray(np.memmap(path, dtype=np.int64, mode="r+", shape=(size,)))
-        self._bins = self._counts[1:]
+        self._bins, self._sums = self._counts[_BINS:], self._counts[_RFF]
 
-    def count(self, numbers: npt.NDArray[np.float32], codes: IntArray, outputs: npt.NDArray[np.float32]) -> None:
-        """Count n rows: numbers [n, F], codes [n, C], outputs [n, O], in the order of the profile's features."""
-        bins = self._binner(numbers, codes, outputs)
+    def count(self, measured: Measured) -> None:
+        """Count the rows of a batch, all of them or, where it raises, none."""
+        values, codes = [measured.numbers, measured.outputs], [measured.codes]
+        confidence, sums = 0, None
+        if measured.probabilities is not None:
+            found, sure = predicted(measured.probabilities)
+            values.append(sure)
+            codes.append(found)
+            confidence = sum([int(UNIT * min(each, 1.0)) for each in sure[:, 0].tolist() if each > 0])
+        bins = self._binner(values, codes)
+        if self._rff is not None and measured.vectors is not None:
+            # Each row is rounded by itself, so that sums of any rows add up exactly.
+            sums = np.rint((self._rff(measured.vectors) + CUT) * UNIT).astype(np.int64).sum(axis=0)
+        # Nothing that may raise comes after this.
         if len(bins) == 1:
             self._bins[bins[0]] += 1  # a row's bins differ, so plain indexing counts each once
         else:
             self._bins += np.bincount(bins.ravel(), minlength=len(self._bins))
-        self._counts[ROWS] += len(bins)
+        if sums is not None:
+            self._sums += sums
+        self._counts[_CONFIDENCE] += confidence
+        self._counts[_ROWS] += len(bins)
 
     def count_rows(self, rows: int) -> None:
         """Count rows whose values stand in no profile."""
-        self._counts[ROWS] += rows
+        self._counts[_ROWS] += rows
 
 
-def read_counts(directory: Path, profile: Profile) -> IntArray:
-    """Counts of all slots of a version's directory added up, int64 [1 + bins]: the rows, then each bin."""
-    total: IntArray = np.zeros(1 + profile.layout.size, dtype=np.int64)
+def read_counts(directory: Path, profile: Profile) -> Counts:
+    """Counts of all slots of a version's directory added up."""
+    total: IntArray = np.zeros(_BINS + profile.layout.size, dtype=np.int64)
     for path in directory.glob("*.i64"):
         counts = np.fromfile(path, dtype=np.int64)
         if len(counts) == len(total):  # a file that is being made may still be short, and is all zeros then
             total += counts
-    return total
+    return Counts(int(total[_ROWS]), int(total[_CONFIDENCE]), total[_RFF], total[_BINS:])
 
 
 def counters_directory(directory: Path, model: str, version: str, profile_json: bytes) -> Path:
     """Where the slots of one version count.
 
-    Its name holds the version, because two versions may have the same profile, and the profile, so that counts are
-    never added to those of another layout.
+    Its name holds the version, because two versions may have the same profile, and the profile, which names its map of
+    random Fourier features, so that counts are never added to those of another layout or map.
     """
     return directory / f"{model}-{version}-{hashlib.sha256(profile_json).hexdigest()[:16]}"

@@ -9,10 +9,10 @@ import numpy as np
 from handlers.answer import ROWS, Call
 from handlers.base import Array, BaseHandler, Item
 from handlers.errors import InvalidRequest, Words, listed, shown
+from handlers.measured import Features, Measured
 from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
 from handlers.schema import TableSchema
-from handlers.slots import DriftCounter
 from handlers.tensors import InferRequest, Tensor
 
 
@@ -71,12 +71,23 @@ class TabularHandler(BaseHandler):
         return rows.encode(self.output_names, arrays, single=item.single)
 
     def probabilities(self, outputs: list[Array]) -> Array:
-        return np.stack((1 - outputs[0], outputs[0]), axis=1)
+        both = np.empty((len(outputs[0]), 2), dtype=np.float32)  # `np.stack` takes three times as long
+        both[:, 1] = outputs[0]
+        np.subtract(1, outputs[0], out=both[:, 0])
+        return both
 
-    def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
+    @property
+    def features(self) -> Features:
+        return Features(
+            numbers=tuple(column.name for column in self.schema.numbers),
+            categories={column.name: column.vocabulary for column in self.schema.categories},
+            outputs=self.output_names,
+        )
+
+    def measure(self, inputs: list[Array], outputs: list[Array]) -> Measured:
         # `np.stack` costs as much as a third of the counting.
         columns = outputs[0][:, np.newaxis] if len(outputs) == 1 else np.stack(outputs, axis=1)
-        drift.count(inputs[0], inputs[1], columns)
+        return Measured(inputs[0], inputs[1], columns, self.probabilities(outputs) if self.classes else None)
 
 
 def _merged(parts: list[Any]) -> Any:

@@ -12,6 +12,7 @@ from handlers.bucketing import by_length, in_groups
 from handlers.errors import ArchiveUnusable, InvalidRequest, Words, shown
 from handlers.inputs import by_name
 from handlers.kinds import TextSchema
+from handlers.measured import few
 from handlers.named import NamedOutputs
 from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
@@ -27,11 +28,13 @@ class TextHandler(NamedOutputs):
 
     schema: TextSchema
     max_rows = 64
+    numbers = ("tokens",)
 
     def load(self) -> None:
         self.schema = TextSchema.from_json((self.directory / "schema.json").read_bytes())
         self.output_names = self.schema.output_names
         self.classes = self.schema.classes or ()
+        self.embeds = not self.classes and not few(self.schema.outputs[0])
         self._pick = rows.picker((self.schema.input,))
         self._field = f"input {shown(self.schema.input)}"
         self._max_characters = MAX_CHARACTERS_PER_TOKEN * self.schema.max_tokens
@@ -87,6 +90,10 @@ class TextHandler(NamedOutputs):
             return self.execute([ids[group, :longest], mask[group, :longest]])
 
         return in_groups(by_length(lengths, self.schema.buckets, self.max_rows), outputs_of)
+
+    def described(self, inputs: list[Array]) -> tuple[Array, None]:
+        """The number of tokens."""
+        return inputs[1].sum(axis=1, keepdims=True).astype(np.float32), None
 
 
 def read_tokenizer(content: bytes, max_tokens: int) -> Tokenizer:

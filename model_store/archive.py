@@ -36,7 +36,7 @@ REQUIRED_MEMBERS = frozenset(
         "golden.json",
     }
 )
-OPTIONAL_MEMBERS = frozenset({"tokenizer.json", "compiled.pt2"})
+OPTIONAL_MEMBERS = frozenset({"rff.safetensors", "tokenizer.json", "compiled.pt2"})
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Model names go into paths, statistics and metric labels as they are."""

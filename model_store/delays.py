@@ -9,6 +9,7 @@ from torch import nn
 
 from handlers.schema import NumberColumn, OutputColumn, TableSchema
 from model_store import flights, tables
+from model_store.profiling import Reference
 from model_store.registering import Trained, array_type
 from model_store.registry import TensorType
 
@@ -63,7 +64,7 @@ def train(console: Console, plan: None = None) -> Trained:
         schema=SCHEMA.to_json(),
         golden=tables.golden_inputs(flights.to_columns(validation.iloc[chosen], SCHEMA.names), SCHEMA),
         data_digest=data.digest,
-        profile=lambda program: tables.profile(SCHEMA, numbers, codes, program),
+        reference=Reference((numbers, codes)),
         metrics=metrics,
         params={"training_rows": len(training), "validation_rows": len(validation)},
     )

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,19 +10,12 @@ from pathlib import Path
 from handlers.base import BaseHandler
 from handlers.errors import ArchiveUnusable
 from handlers.loading import open_handler
-from handlers.program import Program
 from handlers.runtime_plan import RUNTIME, RuntimePlan
 from model_store.entry import ENTRY, entry_file
 from model_store.errors import NotServable
 from model_store.golden import Inputs, golden_set
+from model_store.profiling import Reference, profiled
 from model_store.pt2 import StoredProgram
-from monitoring.profile import Profile
-
-Reference = Profile | Callable[[Program], Profile]
-"""The profile, or how to make it with the program as it is stored."""
-
-NO_PROFILE = Profile(rows=0, features=())
-"""Nothing but rows is counted."""
 
 DESCRIBED = frozenset({"schema.json", "profile.json", "golden.json", "origin.json"})
 """What every version has beside its program."""
@@ -49,18 +42,18 @@ def describe(
     schema: bytes,
     inputs: Inputs,
     origin: Origin,
-    profile: Reference = NO_PROFILE,
+    reference: Reference | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> dict[str, bytes]:
-    """`schema.json`, `profile.json`, `golden.json`, `origin.json` and the further `files` of a version, by name.
+    """What a version is beside its program, by file name: DESCRIBED, the further `files`, and the profile's map.
 
     Golden outputs and profile are those of the program as it is stored and as a node will load it.
     """
     described = {**(files or {}), "schema.json": schema, "origin.json": origin.to_json()}
     entry = entry_file(kind_of(schema))
     with opened({**described, **program.members, ENTRY: entry, RUNTIME: RuntimePlan().to_json()}) as handler:
-        reference = profile if isinstance(profile, Profile) else profile(handler.program)
-        return {**described, "profile.json": reference.to_json(), "golden.json": golden_set(handler, inputs)}
+        profile = profiled(handler, reference or Reference())
+        return {**described, **profile, "golden.json": golden_set(handler, inputs)}
 
 
 def kind_of(schema: bytes) -> str:

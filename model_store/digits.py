@@ -14,6 +14,7 @@ from torch.nn import functional
 from handlers.kinds import ImageSchema, TensorSpec
 from model_store import progress
 from model_store.fitting import one_thread
+from model_store.profiling import Reference
 from model_store.registering import Trained, array_type
 from model_store.registry import TensorType
 
@@ -92,6 +93,7 @@ def train(console: Console, plan: Plan | None = None) -> Trained:
         schema=schema.to_json(),
         golden=[{"name": "image", "datatype": "UINT8", "shape": list(golden.shape), "data": golden.ravel()}],
         data_digest=digest(images, labels),
+        reference=Reference((images[held],), accuracy),
         metrics={"accuracy": accuracy},
         params={**asdict(plan), "training_rows": int((~held).sum()), "validation_rows": int(held.sum())},
         epochs=[{"loss": loss} for loss in losses],

@@ -12,6 +12,7 @@ ModelStoreError
 ├── NotServable          a version whose handler cannot be opened with its files
 ├── NotCompiled          a program that cannot be compiled here, or not in that precision
 ├── GoldenRefused        golden inputs that are not answered as a node would have to answer them
+├── ReferenceRefused     rows for the profile that cannot be read, or that the model does not take
 └── RegistryError
     ├── RegistryUnreachable  no MLflow server answers at that address
     ├── ModelUriInvalid      neither models:/NAME/VERSION nor models:/NAME@ALIAS
@@ -127,6 +128,17 @@ class GoldenRefused(ModelStoreError):
 
     def __init__(self, found: str) -> None:
         super().__init__(f"no golden set can be made of the request: {found}")
+        self.found = found
+
+
+class ReferenceRefused(ModelStoreError):
+    """Rows for the profile that cannot be read, or that the model does not take."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"no profile can be made of the reference: {found}; "
+            "write it with numpy.savez, one array for each input by its name, the rows first"
+        )
         self.found = found
 
 

@@ -11,6 +11,7 @@ from handlers.kinds import TensorSpec, TensorsSchema
 from handlers.tensors import NUMPY_DTYPES
 from model_store.describing import Origin, describe
 from model_store.errors import SignatureUnusable
+from model_store.profiling import MIN_ROWS, Reference
 from model_store.pt2 import StoredProgram
 from model_store.registry import LoggedModel, TensorType
 from model_store.samples import ProgramInput, read_inputs
@@ -27,6 +28,8 @@ def describe_logged(
 ) -> dict[str, bytes]:
     """The description of a version that nobody described when it was logged: its sample inputs make the golden set.
 
+    They are also what traffic is compared with, if they are MIN_ROWS at least.
+
     Raises SignatureUnusable, ProgramUnreadable, NotServable or GoldenRefused.
     """
     samples = read_inputs(program_file)
@@ -36,7 +39,9 @@ def describe_logged(
     )
     outputs = tuple(_spec(logged, one, one.name or "output") for one in logged.outputs)
     schema = TensorsSchema(inputs=inputs, outputs=outputs).to_json()
-    return describe(program, schema, _golden_inputs(inputs, [sample.sample for sample in samples]), origin)
+    arrays = tuple(sample.sample for sample in samples)
+    reference = Reference(arrays if len(arrays[0]) >= MIN_ROWS else ())
+    return describe(program, schema, _golden_inputs(inputs, arrays), origin, reference)
 
 
 def _check(logged: LoggedModel, samples: Sequence[ProgramInput]) -> None:

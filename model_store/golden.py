@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from handlers.base import BaseHandler
@@ -75,6 +76,25 @@ def answered(handler: BaseHandler, inputs: Inputs) -> list[Tensor]:
 def request(inputs: Inputs) -> InferRequest:
     """The request as a node reads it."""
     return oip_json.decode(memoryview(orjson.dumps({"inputs": list(inputs)}, option=orjson.OPT_SERIALIZE_NUMPY)), None)
+
+
+def reproduces(handler: BaseHandler, golden: bytes) -> bool:
+    """Whether `handler` answers the request of a `golden.json` as it is answered there."""
+    try:
+        found = {one.name: np.ravel(one.values) for one in answered(handler, inputs_of(golden))}
+    except GoldenRefused:
+        return False
+    expected = {one["name"]: one["data"] for one in orjson.loads(golden)["response"]["outputs"]}
+    return found.keys() == expected.keys() and all(_alike(found[name], expected[name]) for name in found)
+
+
+def _alike(found: npt.NDArray[Any], expected: Sequence[Any]) -> bool:
+    if len(found) != len(expected):
+        return False
+    if found.dtype.kind not in "biuf":
+        return list(found) == list(expected)
+    numbers = np.array(expected, dtype=np.float64)  # null, which is NaN, too
+    return np.allclose(found, numbers, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE, equal_nan=True)
 
 
 def _numbers(answer: Sequence[Tensor]) -> list[Tensor]:

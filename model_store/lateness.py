@@ -15,6 +15,7 @@ from model_store import flights, progress, tables
 from model_store.fitting import Epoch, Plan, Table, fit
 from model_store.metrics import AucGain, Scores, auc_gain
 from model_store.network import Cycle, TabularNetwork
+from model_store.profiling import Reference
 from model_store.registering import Trained, array_type
 from model_store.registry import TensorType
 
@@ -54,7 +55,7 @@ def train(console: Console, plan: Plan | None = None, data_dir: Path | None = No
         schema=data.schema.to_json(),
         golden=tables.golden_inputs(flights.to_columns(data.validation_frame.iloc[chosen]), data.schema),
         data_digest=data.digest,
-        profile=lambda program: tables.profile(data.schema, table.numbers, table.codes, program),
+        reference=Reference((table.numbers, table.codes), scores.accuracy),
         metrics={**scores.as_dict(), **gain.as_dict()},
         params={**plan.as_dict(), "training_rows": len(table.label), "validation_rows": len(data.validation.label)},
         epochs=[_metrics(epoch) for epoch in epochs],

@@ -4,23 +4,26 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import orjson
 from torch.utils.flop_counter import FlopCounterMode
 
+from handlers.base import BaseHandler
 from handlers.kinds import read_schema
 from handlers.runtime_plan import RUNTIME, RuntimePlan
 from model_store.archive import IDENTITY, TORCHSERVE_MANIFEST, Manifest
 from model_store.describing import DESCRIBED, UNKNOWN, Origin, kind_of, opened
 from model_store.entry import ENTRY, entry_file, read_own_handler
 from model_store.generic import describe_logged
-from model_store.golden import GOLDEN, Inputs, answered, golden_set, inputs_of, read_inputs
+from model_store.golden import GOLDEN, Inputs, answered, golden_set, inputs_of, read_inputs, reproduces
+from model_store.profiling import PROFILE, Arrays, Reference, profiled, read_arrays, read_reference
 from model_store.pt2 import StoredProgram, read_program
 from model_store.registry import DESCRIPTION, Registry, ResolvedVersion
 from model_store.worker_plan import CONFIG, WorkerPlan
+from monitoring.profile import Profile
 
 SMALL_FLOPS = 20e6
 """Floating point operations of a row; a program with fewer is small."""
@@ -29,35 +32,51 @@ _ARCHIVER_VERSION = "0.12.0"
 
 
 @dataclass(frozen=True)
+class OwnFiles:
+    """Files of the user's own."""
+
+    handler: Path | None = None
+    """Becomes the archive's `handler.py`."""
+    golden: Path | None = None
+    """The request that makes the golden set, instead of the version's own."""
+    reference: Path | None = None
+    """Arrays of numpy by input name, whose rows make the profile."""
+
+
+@dataclass(frozen=True)
 class OwnParts:
-    """What the user gives of an archive: nothing, a handler, golden inputs, or both."""
+    """What the user gives of an archive: nothing, a handler, golden inputs, reference rows, or several of them."""
 
     handler: bytes = b""
     brings_network: bool = False
     inputs: Inputs = ()
+    reference: Arrays = field(default_factory=dict)
 
     @classmethod
-    def read(cls, handler: Path | None, golden: Path | None) -> "OwnParts":
-        """Raises HandlerUnusable or GoldenRefused."""
-        own = read_own_handler(handler) if handler else None
-        inputs = read_inputs(golden) if golden else ()
-        return cls(own.source, own.brings_network, inputs) if own else cls(inputs=inputs)
+    def read(cls, files: OwnFiles) -> "OwnParts":
+        """Raises HandlerUnusable, GoldenRefused or ReferenceRefused."""
+        own = read_own_handler(files.handler) if files.handler else None
+        inputs = read_inputs(files.golden) if files.golden else ()
+        rows = read_arrays(files.reference) if files.reference else {}
+        return cls(own.source, own.brings_network, inputs, rows) if own else cls(inputs=inputs, reference=rows)
 
     def __bool__(self) -> bool:
-        return bool(self.handler or self.inputs)
+        return bool(self.handler or self.inputs or self.reference)
 
     @property
     def digest(self) -> str:
-        """Names the golden set that these parts make."""
-        return hashlib.sha256(self.handler + orjson.dumps(self.inputs, option=orjson.OPT_SERIALIZE_NUMPY)).hexdigest()[
-            :12
-        ]
+        """Names the golden set and the profile that these parts make."""
+        whole = hashlib.sha256(self.handler + orjson.dumps(self.inputs, option=orjson.OPT_SERIALIZE_NUMPY))
+        for name, array in self.reference.items():
+            whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            whole.update(array.tobytes())
+        return whole.hexdigest()[:12]
 
 
 def members_of(registry: Registry, version: ResolvedVersion, plan: WorkerPlan, own: OwnParts) -> dict[str, bytes]:
     """All members of the archive of `version`, by name.
 
-    Raises RegistryError, ProgramUnreadable or GoldenRefused.
+    Raises RegistryError, ProgramUnreadable, GoldenRefused or ReferenceRefused.
     """
     program, described = _described(registry, version)
     origin = json.loads(described.pop("origin.json"))
@@ -80,7 +99,7 @@ def members_of(registry: Registry, version: ResolvedVersion, plan: WorkerPlan, o
         "metadata.json": _metadata(version, schema),
     }
     if own:
-        members[GOLDEN] = _own_golden(registry, version, members, own)
+        members |= _own_description(registry, version, members, own)
     plan = plan.settled(small=_is_small(members))
     return {
         **members,
@@ -105,15 +124,30 @@ def _described(registry: Registry, version: ResolvedVersion) -> tuple[StoredProg
     return program, described
 
 
-def _own_golden(registry: Registry, version: ResolvedVersion, members: Mapping[str, bytes], own: OwnParts) -> bytes:
-    """The golden set by the user's own handler; kept too, so that another machine packages the same bytes."""
+def _own_description(
+    registry: Registry, version: ResolvedVersion, members: Mapping[str, bytes], own: OwnParts
+) -> dict[str, bytes]:
+    """Golden set and profile by the user's own parts; kept too, so that another machine packages the same bytes."""
     folder = f"{DESCRIPTION}/{own.digest}"
     kept = registry.read_files(version.model_id, folder)
     if GOLDEN not in kept:
         with opened(members) as handler:
-            kept = {GOLDEN: golden_set(handler, own.inputs or inputs_of(members[GOLDEN]))}
+            kept = {
+                **_own_profile(handler, members, own),
+                GOLDEN: golden_set(handler, own.inputs or inputs_of(members[GOLDEN])),
+            }
         registry.log_files(version.model_id, kept, folder)
-    return kept[GOLDEN]
+    return kept
+
+
+def _own_profile(handler: BaseHandler, members: Mapping[str, bytes], own: OwnParts) -> dict[str, bytes]:
+    """The profile of the user's reference rows; or else none, if the user's handler gives other answers."""
+    accuracy = Profile.from_json(members[PROFILE]).accuracy
+    if own.reference:
+        return profiled(handler, Reference(read_reference(handler, own.reference), accuracy))
+    if own.handler and not reproduces(handler, members[GOLDEN]):
+        return profiled(handler, Reference())
+    return {}
 
 
 def _is_small(members: Mapping[str, bytes]) -> bool:

@@ -9,7 +9,7 @@ from rich.console import Console
 from handlers.answer import EXPLAINER
 from model_store.archive import MODEL_NAME, archive_name, sign_archive, signature_path, write
 from model_store.errors import NotServable
-from model_store.members import OwnParts, members_of
+from model_store.members import OwnFiles, OwnParts, members_of
 from model_store.registry import Registry
 from model_store.worker_plan import WorkerPlan
 
@@ -41,25 +41,24 @@ def package(
     archives_dir: Path,
     signing_key: Path,
     plan: WorkerPlan | None = None,
-    handler: Path | None = None,
-    golden: Path | None = None,
+    own: OwnFiles | None = None,
     optimizing: Optimizing | None = None,
 ) -> PackagedVersion:
     """Write and sign the archive of `models:/NAME/VERSION` or `models:/NAME@ALIAS`, and log both beside the version.
 
-    `handler` is a file of the user's own that becomes the archive's `handler.py`; `golden` a file with the request that
-    makes its golden set, instead of the version's own. With `optimizing` the archive runs the version in the way that
-    was the fastest on this hardware with outputs near enough.
+    `own` are files of the user's instead of the version's own parts. With `optimizing` the archive runs the version in
+    the way that was the fastest on this hardware with outputs near enough.
 
-    Raises RegistryError, ProgramUnreadable, HandlerUnusable, NotServable, GoldenRefused, NotCompiled or KeyUnusable;
+    Raises RegistryError, ProgramUnreadable, HandlerUnusable, NotServable, GoldenRefused, ReferenceRefused, NotCompiled
+    or KeyUnusable;
     the archive is there whole or not at all.
     """
-    own = OwnParts.read(handler, golden)
+    parts = OwnParts.read(own or OwnFiles())
     registry = Registry(tracking_uri)
     version = registry.resolve(model_uri)
     _check_name(version.model)
     plan = plan or WorkerPlan()
-    members = members_of(registry, version, plan, own)
+    members = members_of(registry, version, plan, parts)
     if optimizing:
         from model_store.optimize import optimized  # torch's compiler takes seconds to import
 

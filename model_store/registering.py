@@ -12,8 +12,9 @@ import numpy.typing as npt
 from rich.console import Console
 from torch import nn
 
-from model_store.describing import NO_PROFILE, Origin, Reference, describe
+from model_store.describing import Origin, describe
 from model_store.golden import Inputs
+from model_store.profiling import Reference
 from model_store.pt2 import read_program
 from model_store.registry import RegisteredVersion, Registry, TensorType
 
@@ -39,8 +40,8 @@ class Trained:
     """Input tensors of the golden request; their outputs come from the stored program."""
     data_digest: str
     """`sha256:` and 64 digits, of the training data."""
-    profile: Reference = NO_PROFILE
-    """The training distribution, or a function that makes it with the stored program."""
+    reference: Reference
+    """What traffic is compared with."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Further members of the archive, such as tokenizer.json."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -70,7 +71,7 @@ def register(registry: Registry, model: str, trained: Trained, console: Console 
         model_id = registry.log_model(trained.network, trained.example, trained.inputs, trained.outputs, requirements)
         with tempfile.TemporaryDirectory() as directory:
             program = read_program(registry.download_program(model_id, Path(directory)))
-        described = describe(program, trained.schema, trained.golden, origin, trained.profile, trained.files)
+        described = describe(program, trained.schema, trained.golden, origin, trained.reference, trained.files)
         registry.log_files(model_id, described)
         # Last, so that whatever has a version number has everything.
         registered = registry.register(model, model_id, run_id, {**tags, "data_digest": origin.data_digest})

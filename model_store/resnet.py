@@ -17,6 +17,7 @@ from handlers.kinds import ImageSchema, TensorSpec
 from model_store import digits, progress
 from model_store.digits import CLASSES, Images, Labels
 from model_store.fitting import one_thread
+from model_store.profiling import Reference
 from model_store.registering import Trained, array_type
 from model_store.registry import TensorType
 from model_store.resnet_network import ResNet18
@@ -92,6 +93,7 @@ def train(console: Console, plan: Plan | None = None) -> Trained:
         ).to_json(),
         golden=[{"name": INPUT, "datatype": "UINT8", "shape": list(golden.shape), "data": golden.ravel()}],
         data_digest=digits.digest(images, labels),
+        reference=Reference((blown_up(images[judged]),), accuracy),
         metrics={"accuracy": accuracy},
         params={**asdict(plan), "training_rows": int((~held).sum()), "judged_rows": len(judged)},
         epochs=[{"loss": loss} for loss in losses],

@@ -14,13 +14,15 @@ from rich.table import Table
 from torch import nn
 
 from handlers.kinds import TensorSpec, TextSchema
-from model_store import minilm_files
+from model_store import minilm_files, topics_data
 from model_store.minilm import BUCKETS, EMBEDDING, MAX_TOKENS
+from model_store.profiling import Reference
 from model_store.registering import Trained, array_type
 from model_store.registry import TensorType
 
 INPUT = "text"
 _CHUNK = 64
+_REFERENCE_PER_AREA = 60
 
 PAIRS = (
     ("The flight was cancelled because of heavy snow.", "Bad winter weather grounded the aircraft."),
@@ -53,7 +55,10 @@ GOLDEN = (
 
 
 def train(console: Console, _plan: None = None) -> Trained:
-    """MiniLM-L6 as it comes, after a look at whether its embeddings mean anything. Raises WeightsMissing."""
+    """MiniLM-L6 as it comes, after a look at whether its embeddings mean anything. Raises WeightsMissing.
+
+    The texts that it has learned from do not come with it: its profile is of sentences of Python's documentation.
+    """
     with console.status("Reading the weights of MiniLM"):
         network = minilm_files.load_network()
         embeddings = embed(network, [sentence for pair in PAIRS for sentence in pair])
@@ -67,6 +72,7 @@ def train(console: Console, _plan: None = None) -> Trained:
         classes=None,
         golden=GOLDEN,
         data_digest=minilm_files.digest(),
+        reference=Reference(tokens(topics_data.load(_REFERENCE_PER_AREA).training.sentences)),
         metrics={"same_meaning_cosine_min": float(same.min()), "other_meaning_cosine_max": float(other.max())},
         params={"weights": "all-MiniLM-L6-v2"},
     )
@@ -79,9 +85,9 @@ def text_model(
     classes: Sequence[str] | None,
     golden: Sequence[str],
     data_digest: str,
+    reference: Reference,
     metrics: Mapping[str, float],
     params: Mapping[str, object],
-    epochs: Sequence[Mapping[str, float]] = (),
 ) -> Trained:
     """A version of a network on MiniLM's tokens: (input_ids, attention_mask), int64 [n, L], to `outputs`.
 
@@ -103,10 +109,10 @@ def text_model(
         schema=schema.to_json(),
         golden=[_golden_input(golden)],
         data_digest=data_digest,
+        reference=reference,
         files={"tokenizer.json": minilm_files.tokenizer_json()},
         metrics=metrics,
         params=params,
-        epochs=epochs,
     )
 
 

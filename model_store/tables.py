@@ -1,15 +1,12 @@
-"""What a version of a table has beside its program: golden inputs and profile, by its schema."""
+"""What a version of a table has beside its program: golden inputs, by its schema."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from handlers.program import Program
 from handlers.schema import TableSchema
-from monitoring.profile import Profile
 
 UNKNOWN_CATEGORY = "no such category"
 
@@ -35,18 +32,6 @@ def golden_inputs(columns: Mapping[str, Column], schema: TableSchema) -> list[di
         *(_tensor(number.name, "FP32", probed[number.name]) for number in schema.numbers),
         *(_tensor(category.name, "BYTES", probed[category.name]) for category in schema.categories),
     ]
-
-
-def profile(schema: TableSchema, numbers: Numbers, codes: Codes, program: Program) -> Profile:
-    """The profile of rows numbers [n, F], codes [n, C], and of the program's outputs, as the node would count them."""
-    outputs = program(torch.from_numpy(numbers), torch.from_numpy(codes))
-    return Profile.build(
-        numbers={column.name: numbers[:, index] for index, column in enumerate(schema.numbers)},
-        categories={
-            column.name: (codes[:, index], column.vocabulary) for index, column in enumerate(schema.categories)
-        },
-        outputs={column.name: output.numpy() for column, output in zip(schema.outputs, outputs, strict=True)},
-    )
 
 
 def _tensor(name: str, datatype: str, values: Column) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The model `topics`: what part of programming is a sentence about? A linear classifier on MiniLM's embedding."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from model_store import minilm_files, progress, topics_data
 from model_store.minilm import EMBEDDING, MiniLM
+from model_store.profiling import Reference
 from model_store.registering import Trained
 from model_store.registry import TensorType
-from model_store.sentences import embed, text_model
+from model_store.sentences import embed, text_model, tokens
 from model_store.topics_data import Labelled
 
 CLASSES = tuple(topics_data.AREAS)
@@ -70,21 +71,23 @@ def train(console: Console, plan: Plan | None = None) -> Trained:
     guessed = _guess(head, held_out)
     console.print(_report(guessed, held_out.labels))
     outputs = [TensorType("probabilities", "float32", (-1, len(CLASSES)))]
-    return text_model(
+    accuracy = _share(guessed == held_out.labels)
+    version = text_model(
         TopicNetwork(encoder, head).eval(),
         outputs=outputs,
         classes=CLASSES,
         golden=_golden(data.held_out),
         data_digest=data.digest,
-        metrics={"held_out_accuracy": _share(guessed == held_out.labels)},
+        reference=Reference(tokens(data.held_out.sentences), accuracy),
+        metrics={"held_out_accuracy": accuracy},
         params={
             **asdict(plan),
             "training_rows": len(data.training.labels),
             "held_out_rows": len(data.held_out.labels),
             "weights": minilm_files.digest(),
         },
-        epochs=epochs,
     )
+    return replace(version, epochs=epochs)
 
 
 def _embedded(encoder: MiniLM, data: Labelled) -> _Embedded:

@@ -13,6 +13,7 @@ from torch import nn
 from handlers.kinds import SequenceSchema, TensorSpec
 from model_store import progress, weather_data
 from model_store.fitting import one_thread
+from model_store.profiling import Reference
 from model_store.registering import Trained, array_type
 from model_store.registry import TensorType
 from model_store.weather_data import FEATURES, HORIZON, MAX_STEPS, MIN_STEPS, TEMPERATURE, FloatArray, Weather, Windows
@@ -25,6 +26,7 @@ _TRAINING_STEPS = (24, 36, 48, 72, 96)
 """Hours of history while training: a state forgets, so that longer ones teach nothing new."""
 _GOLDEN_ROWS, _GOLDEN_STEPS = 12, 60
 _LONGEST_GRADIENT = 1.0
+_REFERENCE_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def train(console: Console, plan: Plan | None = None) -> Trained:
             }
         ],
         data_digest=data.digest,
+        reference=Reference(_reference(data, plan.seed)),
         metrics=errors.as_dict(),
         params={**asdict(plan), "held_out_rows": len(held_out.future)},
         epochs=[{"loss": loss} for loss in losses],
@@ -157,6 +160,16 @@ def _batches(data: Weather, plan: Plan) -> Iterator[Windows]:
         steps = int(random.choice(_TRAINING_STEPS))
         airports = random.integers(0, len(data.values), plan.batch_rows)
         yield data.windows(airports, random.choice(starts[steps], plan.batch_rows), steps)
+
+
+def _reference(data: Weather, seed: int) -> tuple[FloatArray, weather_data.IntArray]:
+    """Histories of the training months, a day to a week long, NaN behind their ends."""
+    random = np.random.default_rng(seed)
+    starts = random.choice(data.starts(MAX_STEPS, held_out=False), _REFERENCE_ROWS)
+    history = data.windows(random.integers(0, len(data.values), _REFERENCE_ROWS), starts, MAX_STEPS).history
+    lengths = random.integers(MIN_STEPS, MAX_STEPS, _REFERENCE_ROWS, endpoint=True)
+    history[np.arange(MAX_STEPS) >= lengths[:, None]] = np.nan
+    return history, lengths
 
 
 def _golden(data: Weather) -> FloatArray:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from monitoring.rff import CUT
+
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -191,16 +193,14 @@ def rff_t2(
     rows: npt.ArrayLike,
     rows_effective: npt.ArrayLike,
     reference_rows: npt.ArrayLike,
-    *,
-    raised: float,
 ) -> Array:
     """T^2 of random Fourier features from their sums [..., dimensions] over rows [...].
 
     Without drift it is chi-square, with a degree of freedom for each dimension. The features are white on the
-    reference (mean 0, variance 1) and were `raised` by a constant, so that sums only grow. Sum of mean^2 /
+    reference (mean 0, variance 1) and were raised by CUT, so that sums only grow. Sum of mean^2 /
     (1/N + 1/M): Hotelling (1931) in the space of Rahimi and Recht (2007), the FastMMD of Zhao and Meng (2015).
     """
-    mean = _ratio(_floats(sums), _floats(rows)[..., np.newaxis]) - raised
+    mean = _ratio(_floats(sums), _floats(rows)[..., np.newaxis]) - CUT
     return _ratio((mean**2).sum(-1), _inverse_rows(rows_effective, reference_rows))
 
 

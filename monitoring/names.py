@@ -10,10 +10,13 @@ EXPLAINER = "-explainer"
 """What the name of a model ends with where its archive is registered once more, to explain and not to predict."""
 
 LATENCY_BUCKETS_SECONDS = (
-    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075),
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.025, 0.05),
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0),
 )
-"""Neighbours differ by a factor of two at most, so a quantile read off them is never further off."""
+"""Of the workers and of the edge, so that a limit on latency is a bucket's edge at both.
+
+Neighbours differ by a factor of two at most, so a quantile read off them is never further off.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The profile: the training distribution of a version's inputs and outputs, in bins that traffic is counted into.
 
-Features stand in a fixed order: numbers, then categories, then outputs. All their bins lie in one flat row of
+Features stand in a fixed order: numbers, categories, outputs, predictions. All their bins lie in one flat row of
 counters, so that a worker keeps one array and replicas' counts add up:
 
-    number, output   one bin per interval between edges, then `missing` (NaN)
-    category         one bin per vocabulary entry, then `other`, then `missing` (never used while strings are required)
+    number, output       one bin per interval between edges, then `missing` (NaN)
+    category             one bin per vocabulary entry, then `other`, then `missing`
+    prediction           of a classifier alone: `class` as a category, `confidence` and `entropy` as numbers
 """
 
 import json
@@ -16,11 +17,15 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-Kind = Literal["number", "category", "output"]
+from monitoring.prediction import predicted
+
+Kind = Literal["number", "category", "output", "prediction"]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-KINDS: tuple[Kind, ...] = ("number", "category", "output")
+KINDS: tuple[Kind, ...] = ("number", "category", "output", "prediction")
+CLASS, CONFIDENCE, ENTROPY = "class", "confidence", "entropy"
+"""The features of kind prediction."""
 MISSING = "missing"
 OTHER = "other"
 _DECILES = np.linspace(0.1, 0.9, 9)
@@ -48,16 +53,21 @@ class Feature:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ProfileInvalid(f"feature {self.name}: kind {self.kind!r}; allowed are {', '.join(KINDS)}")
-        wanted = len(self.categories if self.kind == "category" else self.edges) + 1
+        wanted = len(self.categories if self.categorical else self.edges) + 1
         if len(self.counts) != wanted:
             raise ProfileInvalid(f"feature {self.name}: {len(self.counts)} counts; its bins are {wanted}")
         if not all(low < high for low, high in zip(self.edges, self.edges[1:], strict=False)):
             raise ProfileInvalid(f"feature {self.name}: edges must rise; found {self.edges}")
 
+    @property
+    def categorical(self) -> bool:
+        """Whether its bins are categories and not intervals."""
+        return self.kind == "category" or bool(self.categories)
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Label of every bin, in the order of the counters; the last is `missing`."""
-        if self.kind == "category":
+        if self.categorical:
             return (*self.categories, OTHER, MISSING)
         return (*(f"{index:02d}" for index in range(len(self.counts))), MISSING)
 
@@ -83,37 +93,37 @@ class Binner:
     """Index of every value's bin in the flat row of counters. Holds arrays only; safe to share between threads."""
 
     def __init__(self, features: Sequence[Feature], layout: Layout) -> None:
-        numeric = np.array([feature.kind != "category" for feature in features], dtype=np.bool_)
-        self._numbers = sum(feature.kind == "number" for feature in features)
+        numeric = np.array([not feature.categorical for feature in features], dtype=np.bool_)
         # A value's bin is counted down from `missing`, its feature's last bin: one down for being a number at all
         # (a comparison with inf that only NaN fails), one more for every edge above it. So one comparison does it.
         # "x < edge" is written "x <= the float32 below edge", so that inf <= inf puts inf into the highest bin.
         # Rows of the table are filled up with NaN, which nothing compares with.
         width = 1 + max((len(feature.edges) for feature in features), default=0)
         table = np.full((int(numeric.sum()), width), np.nan, dtype=np.float32)
-        for row, feature in zip(table, (f for f in features if f.kind != "category"), strict=True):
+        for row, feature in zip(table, (f for f in features if not f.categorical), strict=True):
             row[0] = np.inf
             edges = np.array(feature.edges, dtype=np.float32)
             row[1 : 1 + len(edges)] = np.nextafter(edges, np.float32(-np.inf))
         self._table = np.ascontiguousarray(table.T)  # [edges, features]: the sum runs along the fast axis
-        self._missing = (layout.offsets + layout.bins - 1)[numeric]
-        self._first = layout.offsets[~numeric]
+        missing, first = (layout.offsets + layout.bins - 1)[numeric], layout.offsets[~numeric]
+        self._origins = np.concatenate((missing, first))
+        self._signs = np.concatenate((np.full_like(missing, -1), np.ones_like(first)))
 
-    def __call__(self, numbers: FloatArray, codes: IntArray, outputs: FloatArray) -> IntArray:
-        """Bins of n rows as counter indices, int64 [n, features]; numbers [n, F], codes [n, C], outputs [n, O].
+    def __call__(self, values: Sequence[FloatArray], codes: Sequence[IntArray]) -> IntArray:
+        """Bins of n rows as counter indices, int64 [n, features], those of numeric features first.
 
-        Codes must lie within their vocabularies (`other` = its length), as encoding gives them.
+        `values`, each [n, …], and `codes`, each [n, …], stand side by side in the order of the profile's features.
+        Codes must lie within their vocabularies (`other` = its length, missing one more), as encoding gives them.
         """
-        values = np.concatenate((numbers, outputs), axis=1)
-        if len(values) == 1:  # a lone row, the usual case, is done in half the time without a third axis
-            above = np.add.reduce(values <= self._table, axis=0, dtype=np.int64)[np.newaxis]
+        numbers = np.concatenate(values, axis=1)
+        if len(numbers) == 1:  # a lone row, the usual case, is done in half the time without a third axis
+            above = np.add.reduce(numbers <= self._table, axis=0, dtype=np.int64)[np.newaxis]
         else:
-            above = np.add.reduce(values[:, None, :] <= self._table, axis=1, dtype=np.int64)
-        numeric: IntArray = self._missing - above
-        if not len(self._first):
-            return numeric
-        split = self._numbers
-        return np.concatenate((numeric[:, :split], codes + self._first, numeric[:, split:]), axis=1)
+            above = np.add.reduce(numbers[:, None, :] <= self._table, axis=1, dtype=np.int64)
+        bins: IntArray = np.concatenate((above, *codes), axis=1)
+        bins *= self._signs
+        bins += self._origins
+        return bins
 
 
 @dataclass(frozen=True)
@@ -122,11 +132,21 @@ class Profile:
 
     rows: int
     features: tuple[Feature, ...]
+    classes: tuple[str, ...] = ()
+    """What the model decides between; empty where it predicts no class."""
+    accuracy: float | None = None
+    """On validation data when the version was registered, a share of 1; None where nobody said."""
+    rff: str = ""
+    """Digest of the map of random Fourier features, which is a file of its own; empty where there is none."""
 
     def __post_init__(self) -> None:
         kinds = [KINDS.index(feature.kind) for feature in self.features]
         if kinds != sorted(kinds):
-            raise ProfileInvalid("features must stand in the order numbers, categories, outputs")
+            raise ProfileInvalid(f"features must stand in the order {', '.join(KINDS)}")
+        found = tuple(feature.name for feature in self.features if feature.kind == "prediction")
+        wanted = (CLASS, CONFIDENCE, ENTROPY) if self.classes and self.features else ()
+        if found != wanted:
+            raise ProfileInvalid(f"features of kind prediction are {found}; with its classes they must be {wanted}")
         for feature in self.features:
             total = sum(feature.reference)
             if total != self.rows:
@@ -138,21 +158,39 @@ class Profile:
         numbers: Mapping[str, FloatArray],
         categories: Mapping[str, tuple[IntArray, Sequence[str]]],
         outputs: Mapping[str, FloatArray],
+        probabilities: npt.NDArray[Any] | None = None,
+        classes: Sequence[str] = (),
     ) -> Self:
-        """Bin whole columns: numbers and outputs by deciles, categories (codes, vocabulary) by code; each array [n]."""
+        """Bin whole columns: numbers and outputs by deciles, categories (codes, vocabulary) by code; each array [n].
+
+        `probabilities` [n, classes] are a classifier's, and become the features of kind prediction.
+        """
         features = [
             *(_number(name, "number", values) for name, values in numbers.items()),
-            *(_category(name, codes, vocabulary) for name, (codes, vocabulary) in categories.items()),
+            *(_category(name, "category", codes, vocabulary) for name, (codes, vocabulary) in categories.items()),
             *(_number(name, "output", values) for name, values in outputs.items()),
         ]
-        return cls(rows=sum(features[0].reference) if features else 0, features=tuple(features))
+        if probabilities is not None:
+            found, (confidence, entropy) = (array.T for array in predicted(probabilities))
+            features += [
+                _category(CLASS, "prediction", found[0], classes),
+                _number(CONFIDENCE, "prediction", confidence),
+                _number(ENTROPY, "prediction", entropy),
+            ]
+        return cls(sum(features[0].reference) if features else 0, tuple(features), tuple(classes))
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Read `profile.json`; ProfileInvalid if it is none."""
         try:
             fields = json.loads(data)
-            return cls(rows=int(fields["rows"]), features=tuple(_feature(entry) for entry in fields["features"]))
+            return cls(
+                rows=int(fields["rows"]),
+                features=tuple(_feature(entry) for entry in fields["features"]),
+                classes=tuple(str(name) for name in fields["classes"]),
+                accuracy=None if fields["accuracy"] is None else float(fields["accuracy"]),
+                rff=str(fields["rff"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ProfileInvalid):
                 raise
@@ -206,15 +244,15 @@ def _edges(values: FloatArray) -> FloatArray:
     return above
 
 
-def _category(name: str, codes: IntArray, vocabulary: Sequence[str]) -> Feature:
-    counts = np.bincount(codes, minlength=len(vocabulary) + 1)
+def _category(name: str, kind: Kind, codes: IntArray, vocabulary: Sequence[str]) -> Feature:
+    *counts, missing = np.bincount(codes, minlength=len(vocabulary) + 2).tolist()
     return Feature(
         name=name,
-        kind="category",
+        kind=kind,
         edges=(),
         categories=tuple(vocabulary),
-        counts=tuple(counts.tolist()),
-        missing=0,
+        counts=tuple(counts),
+        missing=missing,
     )
 
 

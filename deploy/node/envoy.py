@@ -14,6 +14,7 @@ from typing import Any
 
 from deploy.node.layout import Layout
 from handlers.answer import GRPC
+from monitoring.names import LATENCY_BUCKETS_SECONDS
 
 Config = dict[str, Any]
 
@@ -71,6 +72,7 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
         "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
         # A scrape sees histograms as they are, not as they were up to five seconds ago.
         "stats_flush_on_admin": True,
+        "stats_config": {"histogram_bucket_settings": [_latency_buckets()]},
         "node": {"id": "shipway", "cluster": "shipway"},
         "dynamic_resources": {"cds_config": watched(layout.clusters_file)},
         "static_resources": {
@@ -78,6 +80,11 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
             "clusters": [_cluster(CONTROL_CLUSTER, [layout.control_socket], max_requests=64)],
         },
     }
+
+
+def _latency_buckets() -> Config:
+    """Envoy's unit is the millisecond."""
+    return {"match": {"suffix": ".upstream_rq_time"}, "buckets": [1000 * edge for edge in LATENCY_BUCKETS_SECONDS]}
 
 
 def cluster_name(model: str, version: int) -> str:

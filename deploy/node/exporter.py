@@ -1,8 +1,12 @@
-"""One /metrics for the whole node: workers' counters, drift beside its reference, Envoy's and TorchServe's own."""
+"""One /metrics for the whole node: workers' counters, drift beside its reference, the edge's, and the node's own.
+
+TorchServe's own series are left out. No request passes its queue, so that what it says of requests is 0 for ever, and
+of its workers the launcher knows more.
+"""
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import aiohttp
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,12 +15,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from deploy.node import torchserve
 from deploy.node.admin import Admin
 from deploy.node.envoy import EDGE
 from deploy.node.layout import Layout
+from deploy.node.places import Places
 from deploy.node.reconcile import Loaded
-from handlers.slots import ROWS, counters_directory, read_counts
+from handlers.slots import UNIT, Counts, counters_directory, read_counts
 from monitoring import names
 from monitoring.profile import Profile
 
@@ -24,96 +28,126 @@ logger = logging.getLogger(__name__)
 
 _CLUSTER = re.compile(r"^(?P<model>[A-Za-z0-9_-]+)/(?P<version>[0-9]+)$")
 _ENVOY_STATISTICS = (
-    rf"^cluster\.[A-Za-z0-9_-]+/[0-9]+\.(upstream_rq_[0-9]+|upstream_rq_time|upstream_rq_active)$"
+    r"^cluster\.[A-Za-z0-9_-]+/[0-9]+\.upstream_rq_([0-9]+|time|active|retry|pending_overflow)$"
     rf"|^http\.{EDGE}\.(downstream_rq_total|downstream_cx_active)$"
 )
+_OF_A_VERSION: Mapping[str, names.Metric] = {
+    "envoy_cluster_upstream_rq_active": names.EDGE_IN_FLIGHT,
+    "envoy_cluster_upstream_rq_retry": names.EDGE_RETRIES,
+    "envoy_cluster_upstream_rq_pending_overflow": names.EDGE_OVERFLOWS,
+}
+"""Envoy's name for one value of a cluster: ours."""
+_OF_THE_EDGE: Mapping[str, names.Metric] = {
+    "envoy_http_downstream_rq": names.EDGE_RECEIVED,
+    "envoy_http_downstream_cx_active": names.EDGE_CONNECTIONS,
+}
 
 
-async def metrics(layout: Layout, admin: Admin, versions: Iterable[Loaded]) -> bytes:
+async def metrics(layout: Layout, admin: Admin, places: Places, versions: Iterable[Loaded]) -> bytes:
     """The text that Prometheus scrapes. A part that does not answer is left out and logged: the others still count."""
-    registry = CollectorRegistry()
+    registry, families = CollectorRegistry(), _Families()
     MultiProcessCollector(registry, path=str(layout.counters))  # type: ignore[no-untyped-call]
-    registry.register(_Families(_drift(layout, versions)))
-    text = generate_latest(registry)
-    edge, own = CollectorRegistry(), b""
+    registry.register(families)
+    for loaded in versions:
+        _node(families, loaded, places)
+        if loaded.profile is not None and not loaded.explains:
+            _drift(families, layout, loaded, loaded.profile)
     try:
-        edge.register(_Families(_edge(await admin.prometheus(_ENVOY_STATISTICS))))
-        text += generate_latest(edge)
-        own = (await torchserve.metrics(layout)).encode()
+        _edge(families, await admin.prometheus(_ENVOY_STATISTICS))
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         logger.warning("metrics are incomplete: %s", error)
-    return text + own
+    return generate_latest(registry)
 
 
 class _Families(Collector):
-    """Families that are already made."""
+    """Families, made as values for them are found."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
+    def __init__(self) -> None:
+        self._values: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        self._histograms: dict[str, HistogramMetricFamily] = {}
 
     def collect(self) -> Iterator[Metric]:
-        return iter(self._families)
+        yield from self._values.values()
+        yield from self._histograms.values()
+
+    def add(self, metric: names.Metric, labels: Sequence[str], value: float) -> None:
+        """One value of a counter, whose name ends in `_total`, or of a gauge."""
+        family = self._values.get(metric.name)
+        if family is None:
+            kind = CounterMetricFamily if metric.name.endswith("_total") else GaugeMetricFamily
+            family = self._values[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+        family.add_metric(labels, value)
+
+    def add_histogram(
+        self, metric: names.Metric, labels: Sequence[str], buckets: list[tuple[str, float]], total: float
+    ) -> None:
+        """One histogram; `buckets` hold upper bounds and cumulated counts, the last is +Inf."""
+        family = self._histograms.get(metric.name)
+        if family is None:
+            family = self._histograms[metric.name] = HistogramMetricFamily(
+                metric.name, metric.help, labels=metric.labels
+            )
+        family.add_metric(labels, buckets, total)
 
 
-def _drift(layout: Layout, versions: Iterable[Loaded]) -> Iterator[Metric]:
-    rows = CounterMetricFamily(names.ROWS.name, names.ROWS.help, labels=names.ROWS.labels)
-    counted = CounterMetricFamily(names.FEATURE_ROWS.name, names.FEATURE_ROWS.help, labels=names.FEATURE_ROWS.labels)
-    reference = GaugeMetricFamily(
-        names.REFERENCE_ROWS.name, names.REFERENCE_ROWS.help, labels=names.REFERENCE_ROWS.labels
-    )
-    ready = GaugeMetricFamily(names.VERSION_READY.name, names.VERSION_READY.help, labels=names.VERSION_READY.labels)
-    for loaded in versions:
-        labels = [loaded.model, str(loaded.version)]
-        ready.add_metric(labels, float(loaded.state == "READY"))
-        if loaded.profile is not None and not loaded.explains:
-            counters = counters_directory(layout.counters, loaded.model, str(loaded.version), loaded.profile_json)
-            counts = read_counts(counters, loaded.profile)
-            rows.add_metric(labels, float(counts[ROWS]))
-            for feature_labels, count, share in _bins(loaded.profile, counts[1:].tolist()):
-                counted.add_metric([*labels, *feature_labels], count)
-                reference.add_metric([*labels, *feature_labels], share)
-    yield from (ready, rows, counted, reference)
+def _node(families: _Families, loaded: Loaded, places: Places) -> None:
+    """What the launcher knows of a version, without asking anyone."""
+    version = (loaded.model, str(loaded.version))
+    families.add(names.VERSION_READY, version, loaded.state == "READY")
+    if not loaded.registered:
+        return
+    workers = places.workers(*loaded.key)
+    families.add(names.WORKERS, (*version, "wanted"), len(workers.sockets))
+    families.add(names.WORKERS, (*version, "alive"), len(workers.alive))
+    families.add(names.WORKER_RESTARTS, version, workers.restarts)
+    families.add(names.WORKER_MEMORY, version, workers.resident_bytes)
+    families.add(names.EDGE_LIMIT, version, loaded.queue_size)
 
 
-def _bins(profile: Profile, counts: list[int]) -> Iterator[tuple[list[str], float, float]]:
+def _drift(families: _Families, layout: Layout, loaded: Loaded, profile: Profile) -> None:
+    """What workers have counted, and the reference beside it: every bin, whether or not a row fell into it yet."""
+    version = (loaded.model, str(loaded.version))
+    counts = read_counts(counters_directory(layout.counters, *version, loaded.profile_json), profile)
+    families.add(names.ROWS, version, counts.rows)
+    for labels, count, reference in _bins(profile, counts):
+        families.add(names.FEATURE_ROWS, (*version, *labels), count)
+        families.add(names.REFERENCE_ROWS, (*version, *labels), reference)
+    if profile.classes and profile.features:
+        families.add(names.CONFIDENCE_SUM, version, counts.confidence / UNIT)
+    if profile.accuracy is not None:
+        families.add(names.REFERENCE_ACCURACY, version, profile.accuracy)
+    if profile.rff:
+        families.add(names.RFF_REFERENCE_ROWS, version, profile.rows)
+        for dimension, total in enumerate(counts.rff.tolist()):
+            families.add(names.RFF_SUM, (*version, f"{dimension:02d}"), total / UNIT)
+
+
+def _bins(profile: Profile, counts: Counts) -> Iterator[tuple[tuple[str, str, str], float, float]]:
     """Labels, count and reference of every bin."""
-    position = 0
+    counted = iter(counts.bins.tolist())
     for feature in profile.features:
         for label, reference in zip(feature.labels, feature.reference, strict=True):
-            yield [feature.name, feature.kind, label], float(counts[position]), float(reference)
-            position += 1
+            yield (feature.name, feature.kind, label), next(counted), reference
 
 
-def _edge(text: str) -> Iterator[Metric]:
+def _edge(families: _Families, text: str) -> None:
     """Envoy's statistics under our names: per version, in seconds, by status code."""
-    requests = CounterMetricFamily(
-        names.EDGE_REQUESTS.name, names.EDGE_REQUESTS.help, labels=names.EDGE_REQUESTS.labels
-    )
-    in_flight = GaugeMetricFamily(
-        names.EDGE_IN_FLIGHT.name, names.EDGE_IN_FLIGHT.help, labels=names.EDGE_IN_FLIGHT.labels
-    )
-    seconds = HistogramMetricFamily(names.EDGE_SECONDS.name, names.EDGE_SECONDS.help, labels=names.EDGE_SECONDS.labels)
-    connections = GaugeMetricFamily(names.EDGE_CONNECTIONS.name, names.EDGE_CONNECTIONS.help)
-    received = CounterMetricFamily(names.EDGE_RECEIVED.name, names.EDGE_RECEIVED.help)
     times: dict[tuple[str, str], _Times] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removesuffix("_total")  # which the parser gives every counter, Envoy some
-            if name == "envoy_http_downstream_rq":
-                received.add_metric([], sample.value)
-            elif name == "envoy_http_downstream_cx_active":
-                connections.add_metric([], sample.value)
+            if name in _OF_THE_EDGE:
+                families.add(_OF_THE_EDGE[name], (), sample.value)
             elif match := _CLUSTER.match(sample.labels.get("envoy_cluster_name", "")):
                 version = (match["model"], match["version"])
                 if name == "envoy_cluster_upstream_rq":
-                    requests.add_metric([*version, sample.labels["envoy_response_code"]], sample.value)
-                elif name == "envoy_cluster_upstream_rq_active":
-                    in_flight.add_metric([*version], sample.value)
-                elif name.startswith("envoy_cluster_upstream_rq_time_"):
+                    families.add(names.EDGE_REQUESTS, (*version, sample.labels["envoy_response_code"]), sample.value)
+                elif name in _OF_A_VERSION:
+                    families.add(_OF_A_VERSION[name], version, sample.value)
+                else:
                     times.setdefault(version, _Times()).add(name, sample.labels.get("le", ""), sample.value)
     for version, measured in times.items():
-        seconds.add_metric([*version], measured.buckets, measured.sum_seconds)
-    yield from (received, connections, requests, in_flight, seconds)
+        families.add_histogram(names.EDGE_SECONDS, version, measured.buckets, measured.sum_seconds)
 
 
 class _Times:

@@ -265,7 +265,7 @@ class Node:
         )
 
     async def _metrics(self) -> bytes:
-        return await exporter.metrics(self._layout, self._admin, list(self._reconciler.loaded.values()))
+        return await exporter.metrics(self._layout, self._admin, self._places, list(self._reconciler.loaded.values()))
 
     def _publish(self) -> None:
         try:

@@ -7,7 +7,10 @@ socket of a free place; the connection stays open as long as the worker lives, a
 import asyncio
 import hashlib
 import logging
+import os
 import socket
+import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.node.layout import Layout
@@ -19,21 +22,36 @@ _BACKLOG = 4096
 _LONGEST_QUESTION = 256
 
 
+@dataclass
+class Workers:
+    """The places of one version, and who is in them."""
+
+    sockets: list[socket.socket] = field(default_factory=list)
+    free: asyncio.Queue[socket.socket] = field(default_factory=asyncio.Queue)
+    alive: dict[socket.socket, int] = field(default_factory=dict)
+    """By place, the process identifiers of the workers that have one, and so can answer."""
+    restarts: int = 0
+    """Workers that took the place of one that had ended."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of those that are alive."""
+        return sum(map(_resident_bytes, self.alive.values()))
+
+
 class Places:
     """All places of a node."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._free: dict[str, asyncio.Queue[socket.socket]] = {}
-        self._sockets: dict[str, list[socket.socket]] = {}
+        self._workers: dict[str, Workers] = {}
         self._used: set[socket.socket] = set()
         self._leases: set[asyncio.Task[None]] = set()
 
     def open(self, model: str, version: int, workers: int) -> tuple[Path, ...]:
         """Listen for a version, before its workers start; returns where each of them will be asked."""
         key = _key(model, str(version))
-        self._sockets[key] = []
-        self._free[key] = asyncio.Queue()
+        places = self._workers[key] = Workers()
         # Short names: a socket's path is limited to 107 bytes.
         name = hashlib.sha256(key.encode()).hexdigest()[:12]
         paths = tuple(self._layout.workers / f"{name}.{number}" for number in range(workers))
@@ -41,15 +59,18 @@ class Places:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(path))
             listener.listen(_BACKLOG)
-            self._sockets[key].append(listener)
-            self._free[key].put_nowait(listener)
+            places.sockets.append(listener)
+            places.free.put_nowait(listener)
         return paths
+
+    def workers(self, model: str, version: int) -> Workers:
+        """Who has the places of a version; nobody, and no places, of one that is not served."""
+        return self._workers.get(_key(model, str(version))) or Workers()
 
     def close(self, model: str, version: int) -> None:
         """Stop listening for a version that has no route and no worker any more."""
-        key = _key(model, str(version))
-        self._free.pop(key, None)
-        for listener in self._sockets.pop(key, []):
+        closed = self._workers.pop(_key(model, str(version)), None)
+        for listener in closed.sockets if closed else ():
             self._used.discard(listener)
             Path(listener.getsockname()).unlink(missing_ok=True)
             listener.close()
@@ -77,21 +98,39 @@ class Places:
         with worker:
             question = await loop.sock_recv(worker, _LONGEST_QUESTION)
             key = question.decode(errors="replace").strip()
-            free = self._free.get(key)
-            if free is None:
+            places = self._workers.get(key)
+            if places is None:
                 logger.error("a worker asks for a place of %r, which is not served here", key)
                 return
             # Its predecessor may be dying at this moment.
-            listener = await free.get()
+            listener = await places.free.get()
             try:
                 said = INHERITED if listener in self._used else NEW
+                places.restarts += said == INHERITED
+                places.alive[listener] = _process(worker)
                 self._used.add(listener)
                 socket.send_fds(worker, [said], [listener.fileno()])
                 await loop.sock_recv(worker, 1)  # never sent: this returns when the worker ends
             except OSError:
                 pass
             finally:
-                free.put_nowait(listener)
+                places.alive.pop(listener, None)
+                places.free.put_nowait(listener)
+
+
+def _resident_bytes(process: int) -> int:
+    try:
+        pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+    except OSError:  # it has just ended
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _process(peer: socket.socket) -> int:
+    """The identifier of the process at the other end of a unix socket."""
+    credentials = struct.Struct("3i")  # process, user, group
+    (process, _, _) = credentials.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    return int(process)
 
 
 def _key(model: str, version: str) -> str:

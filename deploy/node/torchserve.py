@@ -197,12 +197,6 @@ class Management:
             raise LoadFailed(f"TorchServe does not answer {method} {path}: {words}") from error
 
 
-async def metrics(layout: Layout) -> str:
-    """TorchServe's own series, as text."""
-    async with _client(layout.root / "metrics.sock") as client, client.get("/metrics") as response:
-        return await response.text()
-
-
 def free_ports(count: int) -> list[int]:
     """Different TCP ports on loopback that nobody listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]

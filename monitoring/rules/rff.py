@@ -12,12 +12,11 @@ from collections.abc import Iterator
 
 from monitoring.config import Config, DriftWindow
 from monitoring.names import RFF_REFERENCE_ROWS, RFF_SUM, ROWS
+from monitoring.rff import CUT
 from monitoring.rules.rule import SAMPLED, VERSION, Alert, Group, Record, increase, total, wilson_hilferty
 
 EACH = f"on ({VERSION}) group_left ()"
 DIMENSION = f"{VERSION}, dimension"
-RAISED = 4
-"""What the workers add to each feature, so that a sum never falls."""
 REFERENCE = "shipway_rff:reference_rows"
 DISPERSION = "shipway_rff:dispersion"
 LAG_DISPERSION = "shipway_rff:lag_dispersion:1h"
@@ -58,7 +57,7 @@ def _records(window: DriftWindow) -> Iterator[Record]:
         yield Record(rows, total(f"shipway_version:rows:{SAMPLED}", window))
         yield Record(sums, total(f"shipway_rff:sum:{SAMPLED}", window))
     yield Record(effective, f"({rows} / on (model) group_left () {DISPERSION} or {rows})\nand {REFERENCE}")
-    yield Record(shift, f"avg by ({VERSION}) (({sums} / {EACH} ({rows} > 0) - {RAISED}) ^ 2)\n- {chance}")
+    yield Record(shift, f"avg by ({VERSION}) (({sums} / {EACH} ({rows} > 0) - {CUT:g}) ^ 2)\n- {chance}")
     z = wilson_hilferty(f"{shift} / {chance} + 1", f"count by ({VERSION}) ({sums})")
     yield Record(f"shipway_rff:z:{window}", z)
 

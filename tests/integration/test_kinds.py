@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -22,12 +23,14 @@ from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.tensors import NUMPY_DTYPES
 from model_store import digits, topics, weather
 from model_store.archive import read_member
+from model_store.members import OwnFiles
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
 from model_store.training import train
+from monitoring.rff import CUT, DIMENSIONS
 from tests.integration import clients
 from tests.integration.clients import post
-from tests.integration.conftest import Lab, RunningNode, node, wait_until_ready
+from tests.integration.conftest import Lab, RunningNode, node, samples, wait_until_ready
 
 Ports = Callable[[int], list[int]]
 
@@ -95,7 +98,7 @@ def gallery(lab: Lab, free_ports: Ports, tmp_path_factory: pytest.TempPathFactor
     own = tmp_path_factory.mktemp("own") / "my_handler.py"
     own.write_text(FRAGILE)
     made = {name: packaged(lab, name) for name in KINDS}
-    made["weighted"] = packaged(lab, "weighted", handler=own)
+    made["weighted"] = packaged(lab, "weighted", OwnFiles(own))
     golden = {name: json.loads(read_member(one.archive, "golden.json")) for name, one in made.items()}
     endpoints = tuple(
         DesiredEndpoint(model=name, versions=(DesiredVersion(version=1, digest=one.digest, weight=100),))
@@ -106,13 +109,13 @@ def gallery(lab: Lab, free_ports: Ports, tmp_path_factory: pytest.TempPathFactor
         yield Gallery(running, golden)
 
 
-def packaged(lab: Lab, model: str, handler: Path | None = None) -> PackagedVersion:
+def packaged(lab: Lab, model: str, own: OwnFiles | None = None) -> PackagedVersion:
     return package(
         f"models:/{model}/1",
         tracking_uri=lab.settings.mlflow_uri,
         archives_dir=lab.settings.archives_dir,
         signing_key=lab.settings.signing_key,
-        handler=handler,
+        own=own,
     )
 
 
@@ -215,6 +218,37 @@ def test_of_sixteen_at_once_the_wrong_ones_fail_alone(gallery: Gallery, model: s
         else:
             assert status == 200, answer
             assert np.allclose(answer["outputs"][0]["data"], gallery.expected(model), rtol=1e-3, atol=1e-4)
+
+
+COUNTED = {
+    "delays": {"distance", "arr_delay"},
+    "digits": {"brightness", "class", "confidence", "entropy"},
+    "sentences": {"tokens"},
+    "topics": {"tokens", "class", "confidence", "entropy"},
+    "weather": {"steps", "last temp", "temperature mean"},
+    "plain": set[str](),
+}
+"""Some features of every kind, or all of them."""
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_every_kind_counts_what_it_is_asked(gallery: Gallery, model: str) -> None:
+    before = samples(gallery.running.settings)
+    for index in (0, 1):
+        over_json(gallery, model, gallery.row(model, index))
+    after = samples(gallery.running.settings)
+    rise = {name: value - before[name] for name, value in after.items() if f'model="{model}",version="1"' in name}
+    assert rise[f'shipway_rows_total{{model="{model}",version="1"}}'] == 2
+    counts: dict[str, float] = {}
+    for name, value in rise.items():
+        if found := re.match(r'shipway_feature_rows_total\{.*feature="([^"]*)"', name):
+            counts[found[1]] = counts.get(found[1], 0) + value
+    assert counts.keys() >= COUNTED[model]
+    assert set(counts.values()) <= {2}
+    sums = [value for name, value in rise.items() if name.startswith("shipway_rff_sum_total")]
+    assert len(sums) == (DIMENSIONS if model in ("digits", "sentences") else 0)
+    assert all(0 <= value <= 2 * 2 * CUT for value in sums)
+    assert not rise.get(f'shipway_monitor_errors_total{{model="{model}",version="1"}}')
 
 
 def weighted(gallery: Gallery, value: float) -> tuple[int, Any]:

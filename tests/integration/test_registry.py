@@ -34,6 +34,7 @@ from model_store.errors import (
     KeyUnusable,
     ModelUriInvalid,
     NotServable,
+    ReferenceRefused,
     RegistryUnreachable,
     SignatureUnusable,
     SourceRefused,
@@ -42,6 +43,7 @@ from model_store.errors import (
 from model_store.fitting import Plan
 from model_store.golden import answered
 from model_store.lateness import GOLDEN_ROWS
+from model_store.members import OwnFiles
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
 from model_store.registry import RegisteredVersion, Registry
@@ -214,8 +216,11 @@ def test_the_profile_counts_the_training_rows_of_every_column(packaged: Packaged
     profile = Profile.from_json(read_member(packaged.archive, "profile.json"))
     schema = TableSchema.from_json(read_member(packaged.archive, "schema.json"))
     assert profile.rows == 6000
-    assert [feature.name for feature in profile.features] == [*schema.names, "probability"]
-    assert profile.features[-1].kind == "output"
+    predicted = ["class", "confidence", "entropy"]
+    assert [feature.name for feature in profile.features] == [*schema.names, "probability", *predicted]
+    assert profile.classes == ("on time", "late")
+    assert profile.accuracy is not None
+    assert 0.5 < profile.accuracy < 1
 
 
 def test_packaging_again_gives_the_same_digest_in_another_process_too(
@@ -426,9 +431,8 @@ def test_a_users_own_handler_makes_its_own_golden_set(
         tracking_uri=tracking_uri,
         archives_dir=tmp_path,
         signing_key=signing_key,
-        handler=handler,
     )
-    own, asked = (all_members(pack(golden=golden).archive) for golden in (None, request))
+    own, asked = (all_members(pack(own=OwnFiles(handler, golden)).archive) for golden in (None, request))
     theirs = all_members(every_kind["plain"].archive)
     assert own["handler.py"] == asked["handler.py"] == OWN_HANDLER.encode()
     probabilities, scores = (json.loads(members["golden.json"]) for members in (own, theirs))
@@ -437,6 +441,40 @@ def test_a_users_own_handler_makes_its_own_golden_set(
     assert np.allclose(found, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), atol=1e-6)
     assert json.loads(own["runtime.json"])["runtime"] == "exported"
     assert json.loads(asked["golden.json"])["request"]["inputs"] == inputs
+
+
+def test_users_rows_of_normal_traffic_make_the_profile(
+    tracking_uri: str, every_kind: dict[str, PackagedVersion], signing_key: Path, tmp_path: Path
+) -> None:
+    handler, reference = tmp_path / "mine.py", tmp_path / "rows.npz"
+    handler.write_text(OWN_HANDLER)
+    np.savez(reference, features=np.random.default_rng(3).normal(size=(150, 4)).astype(np.float32))
+    pack = partial(
+        package,
+        "models:/plain/1",
+        tracking_uri=tracking_uri,
+        archives_dir=tmp_path,
+        signing_key=signing_key,
+        own=OwnFiles(handler, reference=reference),
+    )
+    packaged = pack()
+    members = all_members(packaged.archive)
+    profile = Profile.from_json(members["profile.json"])
+    assert profile.rows == 150
+    assert [feature.name for feature in profile.features] == [
+        *(f"features[{at}]" for at in range(4)),
+        *(f"output[{at}]" for at in range(3)),
+    ]
+    assert all(0 < edge < 1 for feature in profile.features[4:] for edge in feature.edges)  # the handler's own answers
+    assert pack().digest == packaged.digest
+    reference.unlink()
+    with pytest.raises(ReferenceRefused, match=r"cannot be read: .*numpy\.savez"):
+        pack()
+    assert json.loads(members["golden.json"])["request"] == _golden_request(every_kind["plain"])
+
+
+def _golden_request(packaged: PackagedVersion) -> object:
+    return json.loads(read_member(packaged.archive, "golden.json"))["request"]
 
 
 EAGER_HANDLER = """
@@ -461,7 +499,7 @@ def test_a_handler_that_brings_its_network_has_it_run_with_the_versions_weights(
         tracking_uri=tracking_uri,
         archives_dir=tmp_path,
         signing_key=signing_key,
-        handler=handler,
+        own=OwnFiles(handler),
     )
     handler.write_text(EAGER_HANDLER)
     own, theirs = (all_members(packaged.archive) for packaged in (pack(), every_kind["plain"]))
@@ -502,8 +540,7 @@ def test_a_users_handler_or_request_that_does_not_work_is_refused_with_the_reaso
             tracking_uri=tracking_uri,
             archives_dir=tmp_path,
             signing_key=signing_key,
-            handler=handler,
-            golden=request if request_text else None,
+            own=OwnFiles(handler, request if request_text else None),
         )
     assert not list(tmp_path.rglob("*.mar"))
 

@@ -6,6 +6,7 @@ import urllib.request
 from typing import Any
 
 import numpy as np
+import pytest
 
 from model_store.archive import read_member
 from monitoring.profile import Profile
@@ -52,7 +53,7 @@ def test_every_row_falls_into_the_bin_of_its_value(lab: Lab) -> None:
     after = samples(lab.settings)
     expected: dict[str, int] = {}
     for feature in profile.features:
-        for row in rows if feature.kind != "output" else []:
+        for row in rows if feature.kind in ("number", "category") else []:
             found = row[feature.name]
             if feature.kind == "category":
                 label = found if found in feature.categories else "other"
@@ -66,9 +67,18 @@ def test_every_row_falls_into_the_bin_of_its_value(lab: Lab) -> None:
     rise = {
         name.removeprefix(prefix).removesuffix("}"): int(after[name] - before[name])
         for name in after
-        if name.startswith(prefix) and VERSION in name and 'kind="output"' not in name and after[name] != before[name]
+        if name.startswith(prefix) and VERSION in name and after[name] != before[name]
     }
+    made = {name: rise.pop(name) for name in list(rise) if 'kind="output"' in name or 'kind="prediction"' in name}
     assert rise == expected
+    late = sum(probability > 0.5 for probability in lab.expected())
+    for label, count in (("late", late), ("on time", len(rows) - late)):
+        assert made.get(f'bin="{label}",feature="class",kind="prediction",{VERSION}', 0) == count
+    for answered in ("probability", "class", "confidence", "entropy"):
+        assert sum(count for name, count in made.items() if f'feature="{answered}"' in name) == len(rows)
+    confidence = sum(max(probability, 1 - probability) for probability in lab.expected())
+    name = f"shipway_confidence_sum_total{{{VERSION}}}"
+    assert after[name] - before[name] == pytest.approx(confidence, abs=1e-3)
     reference = [
         v for name, v in after.items() if name.startswith("shipway_feature_reference_rows{") and VERSION in name
     ]

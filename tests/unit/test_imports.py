@@ -11,11 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("model_store", "handlers", "deploy", "monitoring")
 
+PROFILE = ("monitoring.prediction", "monitoring.profile", "monitoring.rff")
+"""The profile, and what it is made of."""
 # What each package may use of ours.
 ALLOWED = {
     "monitoring": ("monitoring",),
-    "handlers": ("handlers", "monitoring.names", "monitoring.profile"),
-    "model_store": ("model_store", "handlers", "monitoring.profile"),
+    "handlers": ("handlers", "monitoring.names", *PROFILE),
+    "model_store": ("model_store", "handlers", *PROFILE),
     "deploy": PACKAGES,
 }
 # Where a package of others may be imported.

@@ -18,7 +18,7 @@ from handlers.protocol.oip_json import HEADER_LENGTH
 from handlers.runtime_plan import RUNTIME, RuntimePlan
 from handlers.slots import counters_directory, read_counts
 from handlers.tensors import Tensor, to_raw
-from model_store.describing import NO_PROFILE
+from model_store.profiling import NO_PROFILE
 from model_store.pt2 import read_program
 from tests.unit.handlers.tiny import MODEL, VERSION, Answer, Request
 
@@ -53,7 +53,7 @@ Start = Callable[..., BaseHandler]
 def counted(metrics_directory: Path) -> int:
     """Rows counted by all workers of the model."""
     directory = counters_directory(metrics_directory, MODEL, VERSION, NO_PROFILE.to_json())
-    return int(read_counts(directory, NO_PROFILE)[0])
+    return read_counts(directory, NO_PROFILE).rows
 
 
 def plain(body: object, content_type: str = "application/json") -> Request:

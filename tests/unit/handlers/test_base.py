@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from handlers.answer import GRPC, HTTP, ROWS, Call
 from handlers.base import Array, BaseHandler, Item
-from handlers.slots import DriftCounter, counters_directory, read_counts
+from handlers.measured import Measured
+from handlers.slots import counters_directory, read_counts
 from handlers.tabular import TabularHandler
 from tests.unit.handlers.tiny import (
     GOOD,
@@ -76,11 +77,11 @@ def counted(directory: Path) -> int:
     """Rows counted by all workers of the tiny model; each stands in one bin of every feature."""
     counters = counters_directory(directory, MODEL, VERSION, profile().to_json())
     counts = read_counts(counters, profile())
-    at = 1
+    at = 0
     for feature in profile().features:
-        assert counts[at : at + len(feature.labels)].sum() == counts[0], feature.name
+        assert counts.bins[at : at + len(feature.labels)].sum() == counts.rows, feature.name
         at += len(feature.labels)
-    return int(counts[0])
+    return counts.rows
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -142,8 +143,8 @@ def test_fault_of_the_model_is_logged_with_its_stack(handler: BaseHandler, caplo
 class Miscounting(TabularHandler):
     """Counts no batch, but raises."""
 
-    def count(self, drift: DriftCounter, inputs: list[Array], outputs: list[Array]) -> None:
-        raise OSError(f"no space left for {len(inputs[0])} rows, {len(outputs)} outputs in {drift}")
+    def measure(self, inputs: list[Array], outputs: list[Array]) -> Measured:
+        raise OSError(f"no space left for {len(inputs[0])} rows, {len(outputs)} outputs")
 
 
 def test_fault_in_counting_costs_no_answer(

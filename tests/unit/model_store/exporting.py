@@ -36,6 +36,6 @@ def loaded(stored: StoredProgram) -> Program:
 
 def golden_outputs(trained: Trained, stored: StoredProgram) -> dict[str, dict[str, Any]]:
     """What the version's handler answers to its golden request, by output: Open Inference tensors."""
-    described = describe(stored, trained.schema, trained.golden, Origin(), trained.profile, trained.files)
+    described = describe(stored, trained.schema, trained.golden, Origin(), trained.reference, trained.files)
     outputs = orjson.loads(described["golden.json"])["response"]["outputs"]
     return {one["name"]: one for one in outputs}

@@ -10,6 +10,7 @@ from rich.console import Console
 from handlers.kinds import TextSchema, read_schema
 from model_store import sentences
 from model_store.minilm import BUCKETS, MAX_TOKENS, MiniLM, Size
+from model_store.profiling import Reference
 from model_store.registering import Trained
 from model_store.registry import TensorType
 from tests.unit.model_store.exporting import exported, golden_outputs, loaded
@@ -33,7 +34,14 @@ def small() -> Trained:
     outputs = [TensorType("embedding", "float32", (-1, 24))]
     golden = sentences.GOLDEN
     return sentences.text_model(
-        network, outputs=outputs, classes=None, golden=golden, data_digest="", metrics={}, params={}
+        network,
+        outputs=outputs,
+        classes=None,
+        golden=golden,
+        data_digest="",
+        reference=Reference(sentences.tokens(golden)),
+        metrics={},
+        params={},
     )
 
 

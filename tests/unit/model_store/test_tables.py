@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -46,16 +45,3 @@ def test_the_data_given_is_left_as_it_was() -> None:
     before = json.dumps(COLUMNS)
     tables.golden_inputs(COLUMNS, SCHEMA)
     assert json.dumps(COLUMNS) == before
-
-
-def test_the_profile_counts_every_column_and_what_the_program_says() -> None:
-    numbers, codes = SCHEMA.encode(COLUMNS)
-    profile = tables.profile(SCHEMA, numbers, codes, add_up)
-    features = {feature.name: feature for feature in profile.features}
-    assert list(features) == [*SCHEMA.names, "probability"]
-    assert profile.rows == 3
-    assert features["gust"].missing == 1
-    assert features["carrier"].counts == (2, 1, 0)
-    edges = np.array(features["probability"].edges)
-    assert edges.min() > 5.5  # 1.5 + 4 is the lowest answer, and nothing lies below it
-    assert edges.max() <= 1102

@@ -88,10 +88,10 @@ def test_t2_of_fourier_features_is_chi_square_without_drift_and_large_with_it() 
     random = np.random.default_rng(3)
     features = random.normal(size=(1000, 100, 32))  # windows, rows, dimensions
     sums = (features + 4).sum(1)
-    still = drift.rff_t2(sums, np.full(1000, 100), np.full(1000, 100), np.inf, raised=4)
+    still = drift.rff_t2(sums, np.full(1000, 100), np.full(1000, 100), np.inf)
     assert still.mean() == pytest.approx(32, rel=0.05)
     assert np.mean(still > chi2.isf(0.01, 32)) == pytest.approx(0.01, abs=0.008)
-    moved = drift.rff_t2(sums + 50, np.full(1000, 100), np.full(1000, 100), 5000, raised=4)
+    moved = drift.rff_t2(sums + 50, np.full(1000, 100), np.full(1000, 100), 5000)
     assert drift.wilson_hilferty_z(moved, 32).min() > 5
     # Each of 100 rows was moved by 0.5, so each mean by 0.5 variances' root.
     assert drift.rff_shift_excess(moved, 32, 100, 5000).mean() == pytest.approx(0.25, rel=0.05)

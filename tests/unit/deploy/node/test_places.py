@@ -1,14 +1,16 @@
 """Places of workers: one socket each, which outlives its worker and is then the next one's."""
 
 import asyncio
+import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from deploy.node.layout import Layout
-from deploy.node.places import Places
+from deploy.node.places import Places, Workers
 from handlers.server import Place, take_place
 
 
@@ -51,8 +53,16 @@ def test_each_worker_has_a_place_of_its_own_and_its_death_frees_it(layout: Layou
     def die() -> None:
         free(taken.pop(0))
 
-    serving(layout, places, take, take, die, take)
+    seen: list[tuple[int, list[int], int]] = []
+
+    def look() -> None:
+        workers = places.workers("flights", 1)
+        assert workers.resident_bytes > 2**20  # this very process is the worker
+        seen.append((len(workers.sockets), list(workers.alive.values()), workers.restarts))
+
+    serving(layout, places, take, look, take, die, take, look)
     try:
+        assert seen == [(2, [os.getpid()], 0), (2, [os.getpid()] * 2, 1)]
         assert [place.inherited for place in taken] == [False, True]
         assert {place.listener.getsockname() for place in taken} == {str(first), str(second)}
     finally:
@@ -97,5 +107,15 @@ def test_worker_of_a_version_that_is_not_served_is_refused(layout: Layout, place
 def test_closed_places_are_gone(places: Places) -> None:
     (path,) = places.open("flights", 1, 1)
     assert path.is_socket()
+    assert len(places.workers("flights", 1).sockets) == 1
     places.close("flights", 1)
     assert not path.exists()
+    gone = places.workers("flights", 1)
+    assert (gone.sockets, gone.alive, gone.resident_bytes) == ([], {}, 0)
+
+
+def test_memory_of_a_worker_that_has_just_ended_is_none() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    with socket.socket(socket.AF_UNIX) as place:
+        assert Workers(alive={place: ended.pid}).resident_bytes == 0
