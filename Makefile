@@ -1,5 +1,5 @@
 # The only commands a person needs. Each builds what it needs first: a virtual environment from the lock file and,
-# where servers are started, Debian's Prometheus, curl and g++.
+# where servers are started, Debian's Prometheus, Alertmanager, curl and g++.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from monitoring.config import Config, ConfigInvalid
+import monitoring
+from monitoring.config import Config, ConfigInvalid, DriftTier
 
 
 def test_nothing_given_is_the_defaults() -> None:
@@ -58,3 +61,10 @@ def test_secret_in_a_refused_url_is_not_repeated(url: str) -> None:
 def test_it_does_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().drift.z = 3  # type: ignore[misc]
+
+
+def test_example_of_the_readme_is_taken() -> None:
+    readme = (Path(monitoring.__file__).parent / "README.md").read_text()
+    found = Config.from_yaml(readme.split("```yaml\n")[1].split("```")[0])
+    assert found.drift.tiers["1h"] == DriftTier(effect=0.15, hold="10m")
+    assert found.webhook is not None
