@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from model_store.errors import ModelStoreError
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.training import DEFAULT, TRAININGS
 from model_store.worker_plan import WorkerPlan
+from monitoring.errors import MonitoringError
 
 if TYPE_CHECKING:
     from deploy.drift import Question
@@ -262,6 +264,38 @@ def serve(settings: Settings, name: str, version: int, *, explain: bool | None) 
     click.echo(f"{name} version {version} {digest} is asked for; see: shipway status")
 
 
+@cli.group()
+def grafana() -> None:
+    """Dashboards, for a running Grafana or as files."""
+
+
+@grafana.command("push")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, for programs.")
+@pass_settings
+def push_to_grafana(settings: Settings, *, as_json: bool) -> None:
+    """Bring the data source and the dashboards into the running Grafana; what is right already stays as it is."""
+    from deploy.grafana import configured_grafana
+
+    pushed = configured_grafana(settings).push(settings.grafana_prometheus_url)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in pushed], indent=2))
+    else:
+        for each in pushed:
+            click.echo(f"{each.outcome:9} {each.kind:11} {each.uid:18} {each.title}")
+
+
+@grafana.command("files")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--seen-at", type=click.Path(path_type=Path), help="Where Grafana sees DIRECTORY, if it is elsewhere.")
+@pass_settings
+def write_grafana_files(settings: Settings, directory: Path, seen_at: Path | None) -> None:
+    """Write the data source and the dashboards as files below DIRECTORY, for those who provision Grafana."""
+    from monitoring.provisioning import write_provisioning
+
+    for path in write_provisioning(directory.absolute(), settings.grafana_prometheus_url, seen_at):
+        click.echo(path)
+
+
 @cli.command()
 @insecure_option
 @pass_settings
@@ -366,7 +400,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     try:
         cli()
-    except (ShipwayError, ModelStoreError) as error:
+    except (ShipwayError, ModelStoreError, MonitoringError) as error:
         click.echo(f"shipway: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:

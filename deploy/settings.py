@@ -4,6 +4,7 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -112,6 +113,15 @@ class Settings(BaseSettings):
         **_off(),
         description="A YAML file with objectives and thresholds other than the defaults (see monitoring/config.py).",
     )
+    grafana_url: str | None = Field(**_off(), description="The start page of the Grafana that gets the dashboards.")
+    grafana_token_file: Path | None = Field(
+        **_off(), description="The token of a Grafana service account with the role Admin, in a file of mode 0600."
+    )
+    grafana_prometheus_url: str = Field(
+        default_factory=lambda data: data["prometheus_url"],
+        json_schema_extra={"default_in_words": "<prometheus_url>"},
+        description="Where that Grafana finds Prometheus.",
+    )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="The largest request body that the node accepts, in bytes."
     )
@@ -147,6 +157,14 @@ class Settings(BaseSettings):
     @classmethod
     def _is_an_address(cls, host: str) -> str:
         return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
+
+    @field_validator("grafana_url", "grafana_prometheus_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            raise ValueError("must be http:// or https://, a host, and no user or password")
+        return url and url.rstrip("/")
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

