@@ -49,7 +49,7 @@ class GrafanaTaken(GrafanaError):
     def __init__(self, what: str, found: str, remedy: str) -> None:
         self.what = what
         self.found = found
-        super().__init__(f"Grafana already has {what}, and it is not Shipway's: {found}. {remedy}")
+        super().__init__(f"Grafana already has {what}, and it is not this command's to change: {found}. {remedy}")
 
 
 class GrafanaRefused(GrafanaError):

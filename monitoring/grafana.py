@@ -1,7 +1,7 @@
 """Dashboards, their folder and data source in Grafana 11 to 13, through its HTTP API; and annotations.
 
-Grafana takes away numeric ids, call by call, and carries dashboards over into newer models. So everything here goes by
-uid, and what was pushed is recognised by a tag with its digest, which `search` shows, and not by reading it back.
+Grafana takes away its numeric ids, call by call, so everything here goes by uid and needs few calls. Whether a dashboard
+is as it should be is read off a tag with its digest, which `search` shows: every save makes a new version of it.
 """
 
 import hashlib
@@ -128,6 +128,9 @@ class Grafana:
         options = {**(found.get("jsonData") or {}), **wanted["jsonData"]}
         whole = {**found, **wanted, "jsonData": options}
         if whole != found:
+            if found.get("readOnly"):
+                facts = f"it comes from a file, and its URL is {found['url']}"
+                raise GrafanaTaken(f"a data source {name!r}", facts, "Change that file, or delete it.")
             # Not update_datasource: Grafana 13 has switched off its numeric id.
             self._ask("change a data source", lambda: self._client.api.PUT(f"/datasources/uid/{uid}", json=whole))
             outcome = "updated"
