@@ -1,7 +1,7 @@
 """Dashboards, their folder and data source in Grafana 11 to 13, through its HTTP API; and annotations.
 
-Grafana takes away its numeric ids, call by call, so everything here goes by uid and needs few calls. Whether a dashboard
-is as it should be is read off a tag with its digest, which `search` shows: every save makes a new version of it.
+Grafana takes away its numeric ids, call by call, so everything here goes by uid and needs few calls. Whether a
+dashboard is as it should be is read off a tag with its digest, which `search` shows: every save makes a new version.
 """
 
 import hashlib

@@ -120,7 +120,7 @@ def _shares_over_time() -> Json:
 def _missing() -> Json:
     absent = increase(names.FEATURE_ROWS, "feature", "kind", over="$window", matchers=[_KIND, 'bin="missing"'])
     return graph(
-        "Missing values",
+        "Share missing",
         "Share of a feature's rows without a value, in traffic of the chosen window.",
         "percentunit",
         [Query(f"{absent} / {_of_features('rows')}", "{{feature}}")],

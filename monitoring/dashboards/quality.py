@@ -108,7 +108,7 @@ def _expected() -> Json:
 
 def _classes() -> Json:
     return table(
-        "Classes",
+        "Scores of the classes",
         "One line for each class of each version, over the last day.",
         {name.capitalize(): Column(_daily(name, "class"), "percentunit") for name in _BY_CLASS},
         sort_by="F1",
