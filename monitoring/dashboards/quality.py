@@ -48,7 +48,7 @@ def _daily(name: str, *labels: str) -> str:
 def _versions() -> Json:
     return table(
         "Versions",
-        "One line for each version, over the last day. The true accuracy lies between the bounds, 19 times in 20. "
+        "One line for each version, over the last day. The true accuracy lies between the bounds, chance aside. "
         "Below what validation gave even at the upper bound: the version has lost quality.",
         {
             "Accuracy": Column(_daily("accuracy"), "percentunit"),
@@ -72,7 +72,7 @@ def _versions() -> Json:
 def _accuracy() -> Json:
     return graph(
         "Accuracy",
-        "Share of the labelled rows of the last day that were right, with the bounds of its 95% interval (Wilson), and "
+        "Share of the labelled rows of the last day that were right, with the bounds that chance allows (Wilson), and "
         "what validation gave when the version was registered.",
         "percentunit",
         [

@@ -53,11 +53,6 @@ def mean(histogram: Metric) -> str:
     return f"{sums} / {counts}"
 
 
-def share(part: str, whole: str) -> str:
-    """`part` / `whole` by version; 0 where a version has none of `part`, because Prometheus then has no series."""
-    return f"({part} or 0 * {whole}) / {whole}"
-
-
 def recorded(series: str, *labels: str, matchers: Sequence[str] = ()) -> str:
     """A series that the recording rules have computed already for each version."""
     return by_version(chosen(series, *matchers), *labels, operator="max")

@@ -21,10 +21,8 @@ from monitoring.dashboards.queries import (
     quantile,
     rate,
     recorded,
-    share,
 )
 
-_FAILED = 'code=~"5.."'
 _FIRING = 'alertstate="firing"'
 _RECENTLY = "5m"
 _WINDOWS = ("5m", "1h", "6h", "3d")
@@ -54,8 +52,6 @@ def serving() -> Json:
 
 
 def _versions() -> Json:
-    answered = increase(names.EDGE_REQUESTS, over=_RECENTLY)
-    failed = increase(names.EDGE_REQUESTS, over=_RECENTLY, matchers=[_FAILED])
     firing = f"count by (model, version) ({chosen('ALERTS', _FIRING)})"
     ready = now(names.VERSION_READY, operator="avg")
     return table(
@@ -65,7 +61,9 @@ def _versions() -> Json:
         {
             "Alerts": Column(f"{firing} or 0 * {ready}", "none", ((1, "red"),)),
             "Requests/s": Column(rate(names.EDGE_REQUESTS, over=_RECENTLY), "reqps"),
-            "Failed": Column(share(failed, answered), "percentunit", ((0.001, "yellow"), (0.01, "red"))),
+            "Failed": Column(
+                recorded("shipway_slo:errors:ratio_5m"), "percentunit", ((0.001, "yellow"), (0.01, "red"))
+            ),
             "p50": Column(quantile(0.5, names.EDGE_SECONDS, over=_RECENTLY), "s"),
             "p99": Column(quantile(0.99, names.EDGE_SECONDS, over=_RECENTLY), "s", ((0.25, "yellow"), (1, "red"))),
             "Queue": Column(_saturation(), "percentunit", ((0.5, "yellow"), (0.8, "red"))),
@@ -78,14 +76,19 @@ def _versions() -> Json:
 
 
 def _traffic() -> list[list[Json]]:
-    answered = rate(names.EDGE_REQUESTS)
     outcomes = Query(rate(names.REQUESTS, "outcome", matchers=['outcome!="ok"']), "{{outcome}}")
     return [
         [
-            graph("Requests", "Requests that the edge answered from each version.", "reqps", [Query(answered)], min=0),
+            graph(
+                "Requests",
+                "Requests that the edge answered from each version.",
+                "reqps",
+                [Query(rate(names.EDGE_REQUESTS))],
+                min=0,
+            ),
             graph(
                 "Requests by status",
-                "The same by HTTP status code; gRPC's own codes are counted as the HTTP code they came from.",
+                "The same by HTTP status code; an error that gRPC carries in its own status stands under 200.",
                 "reqps",
                 [Query(rate(names.EDGE_REQUESTS, "code"), "{{code}}")],
                 stacked=True,
@@ -95,9 +98,10 @@ def _traffic() -> list[list[Json]]:
         [
             graph(
                 "Failed requests",
-                "Share of a version's requests that were answered with a 5xx code: faults of ours, not the client's.",
+                "Share of a version's requests that the server failed, gRPC's too, over five minutes. What clients did "
+                "wrong does not count.",
                 "percentunit",
-                [Query(share(rate(names.EDGE_REQUESTS, matchers=[_FAILED]), answered))],
+                [Query(recorded("shipway_slo:errors:ratio_5m"))],
                 min=0,
             ),
             graph(

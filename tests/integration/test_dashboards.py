@@ -1,0 +1,154 @@
+"""Every panel of every dashboard asks the real Prometheus for something that a loaded node really has."""
+
+import json
+import re
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deploy.node.desired import DesiredEndpoint, DesiredVersion, write_state
+from model_store import digits
+from model_store.archive import read_member
+from model_store.flights import CLASSES
+from model_store.package import package
+from model_store.training import train
+from monitoring.dashboards.catalogue import dashboards
+from tests.integration.clients import call, post
+from tests.integration.conftest import Lab, wait_for, wait_until_ready
+from tests.integration.test_node import grpc_request
+
+# Rules look back ten minutes at least every minute, and a rate wants two scrapes of everything.
+SEEN_WITHIN_SECONDS = 150.0
+PAUSE_SECONDS = 0.1
+
+pytestmark = pytest.mark.timeout(400)
+
+WITHOUT_SERIES = {
+    "GPU activity": "wants a GPU, and NVIDIA's exporter",
+    "GPU memory": "wants a GPU, and NVIDIA's exporter",
+    "Dispersion": "compares an hour with the hour before it",
+}
+# A picture's inputs have no features of their own, so each panel is asked for the model that can fill it.
+CHOSEN = {"All inputs together: z": "pictures"}
+
+Panel = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def loaded(lab: Lab) -> Iterator[Lab]:
+    """The laboratory with a model of pictures beside both versions of flights, and all of them asked all the time."""
+    uri = lab.settings.mlflow_uri
+    train("digits", tracking_uri=uri, model="pictures", plan=digits.Plan(epochs=1))
+    pictures = package(
+        "models:/pictures/1",
+        tracking_uri=uri,
+        archives_dir=lab.settings.archives_dir,
+        signing_key=lab.settings.signing_key,
+    )
+    served = DesiredEndpoint(
+        model="pictures", versions=(DesiredVersion(version=1, digest=pictures.digest, weight=100),)
+    )
+    both = lab.desired(50, 50)
+    over = threading.Event()
+    asking = threading.Thread(target=ask, args=(lab, json.loads(read_member(pictures.archive, "golden.json")), over))
+    try:
+        write_state(lab.settings.desired_file, both.model_copy(update={"endpoints": (*both.endpoints, served)}))
+        wait_until_ready(lab.settings, 3)
+        asking.start()
+        yield lab
+    finally:
+        over.set()
+        if asking.ident is not None:
+            asking.join()
+        write_state(lab.settings.desired_file, lab.desired(100, 0))
+        wait_until_ready(lab.settings, 2)
+
+
+def ask(lab: Lab, pictures: dict[str, Any], over: threading.Event) -> None:
+    """Every protocol, every outcome that a client can bring about, and a label for each prediction."""
+    turn = 0
+    while not over.wait(PAUSE_SECONDS):
+        turn += 1
+        for version in (1, 2):
+            path = f"/v2/models/flights/versions/{version}/infer"
+            _, headers, _ = post(lab.port, path, lab.golden["request"])
+            label = {"prediction_id": headers["x-shipway-prediction-id"], "row": 0, "label": CLASSES[turn % 2]}
+            post(lab.port, "/feedback", label)
+        post(lab.port, "/predictions/flights", lab.row(turn % 100))
+        post(lab.port, "/predictions/flights", {"wrong": 1})
+        call(lab.port, "ModelInfer", grpc_request(lab))
+        post(lab.port, "/v2/models/pictures/infer", pictures["request"])
+
+
+def panels() -> dict[str, Panel]:
+    """By dashboard and title."""
+    return {
+        f"{dashboard['uid']}: {panel['title']}": panel
+        for dashboard in dashboards()
+        for panel in dashboard["panels"]
+        if panel["type"] != "row"
+    }
+
+
+def filled_in(expression: str, title: str, feature: str) -> str:
+    """As Grafana asks it, with all versions of one model chosen and the time that is shown being five minutes."""
+    variables = {
+        "__rate_interval": "1m",
+        "__range": "5m",
+        "window": "10m",
+        "model": CHOSEN.get(title, "flights"),
+        "version": ".*",
+        "kind": ".*",
+        "feature": feature,
+    }
+    return re.sub(r"\$([a-z_]+)", lambda match: variables[match[1]], expression)
+
+
+def query(lab: Lab, expression: str) -> list[dict[str, Any]]:
+    url = f"{lab.settings.prometheus_url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return found
+
+
+def test_every_panel_shows_something(loaded: Lab) -> None:
+    feature = next(iter(loaded.row()))
+    waiting = {
+        f"{place} {target['refId']}": filled_in(target["expr"], panel["title"], feature)
+        for place, panel in panels().items()
+        if panel["title"] not in WITHOUT_SERIES
+        for target in panel["targets"]
+    }
+    assert len(waiting) > 50
+
+    def all_seen() -> bool:
+        for place, expression in list(waiting.items()):
+            if query(loaded, expression):
+                del waiting[place]
+        return not waiting
+
+    try:
+        wait_for(all_seen, SEEN_WITHIN_SECONDS)
+    except AssertionError:
+        pytest.fail("nothing to see in:\n" + "\n".join(f"{place}: {asked}" for place, asked in waiting.items()))
+
+
+def test_panels_without_series_are_still_there() -> None:
+    assert set(WITHOUT_SERIES) | set(CHOSEN) <= {panel["title"] for panel in panels().values()}
+
+
+def test_variables_have_choices(loaded: Lab) -> None:
+    """`label_values(series, label)`, which Grafana asks as the series' labels."""
+    for dashboard in dashboards():
+        for variable in dashboard["templating"]["list"]:
+            if variable["type"] != "query":
+                continue
+            match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+            assert match, variable["definition"]
+            series = filled_in(match[1], "", "")
+            found = {each["metric"][match[2]] for each in query(loaded, f"count by ({match[2]}) ({series})")}
+            assert found, variable["definition"]
