@@ -265,7 +265,9 @@ def _thresholds(base: str, steps: Sequence[tuple[float, str]]) -> Json:
 
 
 def _coloured(name: str, column: Column) -> Json:
-    properties: list[Json] = [{"id": "unit", "value": column.unit}, {"id": "decimals", "value": 2}]
+    properties: list[Json] = [{"id": "unit", "value": column.unit}]
+    if column.unit != "none":  # a count
+        properties.append({"id": "decimals", "value": 2})
     if column.steps:
         properties += [
             {"id": "thresholds", "value": _thresholds(column.base, column.steps)},

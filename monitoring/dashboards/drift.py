@@ -42,12 +42,33 @@ def drift() -> Json:
             custom_variable("window", WINDOWS, "1h"),
         ],
         [
-            Section("Which version sees something else, and where?", [[_most_drifted()]], height=10),
+            Section("Which version sees something else?", [[_versions()]], height=6),
+            Section("Where?", [[_most_drifted()]], height=10),
             Section("Every feature over time", [[_effect()], [_surprise()]], height=12),
             Section("One feature: $feature", [[_shares(), _shares_over_time()]], height=10),
             Section("Missing values", [[_missing(), _missing_surprise()]]),
             Section("The inputs as a whole, and how much was seen", [[_rff(), _rows(), _dispersion()]]),
         ],
+    )
+
+
+def _versions() -> Json:
+    largest = {
+        what: recorded(f"shipway_feature:{what}:$window", matchers=[_KIND]) for what in ("psi_excess", "z", "rows")
+    }
+    firing = chosen("ALERTS", 'alertstate="firing"', 'alertname=~"FeatureDrift|PredictionDrift|RffDrift|MissingValues"')
+    return table(
+        "Versions",
+        "One line for each version: the alerts about drift that fire now, and its most moved feature, in the chosen "
+        "window. Two versions that both moved see other inputs; one alone was trained on something else.",
+        {
+            "Alerts": Column(f"count by (model, version) ({firing}) or 0 * {largest['rows']}", "none", ((1, "red"),)),
+            "Largest PSI excess": Column(largest["psi_excess"], "short", _EFFECT),
+            "Largest z": Column(largest["z"], "short", _SURPRISE),
+            "All inputs together, z": Column(recorded("shipway_rff:z:$window"), "short", _SURPRISE),
+            "Rows": Column(largest["rows"]),
+        },
+        sort_by="Largest PSI excess",
     )
 
 
