@@ -275,8 +275,11 @@ def grafana() -> None:
 def push_to_grafana(settings: Settings, *, as_json: bool) -> None:
     """Bring the data source and the dashboards into the running Grafana; what is right already stays as it is."""
     from deploy.grafana import configured_grafana
+    from deploy.objectives import read_objectives
+    from monitoring.dashboards.catalogue import dashboards
 
-    pushed = configured_grafana(settings).push(settings.grafana_prometheus_url)
+    wanted = dashboards(read_objectives(settings))
+    pushed = configured_grafana(settings).push(settings.grafana_prometheus_url, wanted)
     if as_json:
         click.echo(json.dumps([asdict(each) for each in pushed], indent=2))
     else:
@@ -290,9 +293,11 @@ def push_to_grafana(settings: Settings, *, as_json: bool) -> None:
 @pass_settings
 def write_grafana_files(settings: Settings, directory: Path, seen_at: Path | None) -> None:
     """Write the data source and the dashboards as files below DIRECTORY, for those who provision Grafana."""
+    from deploy.objectives import read_objectives
     from monitoring.provisioning import write_provisioning
 
-    for path in write_provisioning(directory.absolute(), settings.grafana_prometheus_url, seen_at):
+    config, prometheus = read_objectives(settings), settings.grafana_prometheus_url
+    for path in write_provisioning(directory.absolute(), config, prometheus, seen_at):
         click.echo(path)
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from monitoring.dashboards.blocks import DATA_SOURCE_UID, TAG, Json
-from monitoring.dashboards.catalogue import dashboards
 from monitoring.errors import GrafanaRefused, GrafanaTaken, GrafanaTokenRefused, GrafanaUnreachable
 
 if TYPE_CHECKING:
@@ -71,16 +70,15 @@ class Grafana:
         )
         return cls(client, url)
 
-    def push(self, prometheus_url: str, wanted: Sequence[Json] | None = None) -> list[Pushed]:
-        """Make Grafana have the folder, the data source and the dashboards; all of ours unless others are given.
+    def push(self, prometheus_url: str, dashboards: Sequence[Json]) -> list[Pushed]:
+        """Make Grafana have the folder, the data source and the dashboards.
 
         What is there already as it should be is left alone. What other people have made is never written over.
         """
         folder = self._push_folder()
         source = self._push_data_source(data_source(prometheus_url))
-        wanted = dashboards() if wanted is None else wanted
-        found = self._search([each["uid"] for each in wanted])
-        return [folder, source, *(self._push_dashboard(each, found.get(each["uid"])) for each in wanted)]
+        found = self._search([each["uid"] for each in dashboards])
+        return [folder, source, *(self._push_dashboard(each, found.get(each["uid"])) for each in dashboards)]
 
     def annotate(
         self,

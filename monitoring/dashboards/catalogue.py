@@ -2,16 +2,17 @@
 
 import json
 
+from monitoring.config import Config
 from monitoring.dashboards.blocks import Json
 from monitoring.dashboards.drift import drift
 from monitoring.dashboards.quality import quality
 from monitoring.dashboards.serving import serving
 
 
-def dashboards() -> list[Json]:
-    return [serving(), drift(), quality()]
+def dashboards(config: Config) -> list[Json]:
+    return [serving(config), drift(config), quality(config)]
 
 
-def texts() -> dict[str, str]:
-    """Every dashboard as JSON, by file name. The same text every time."""
-    return {f"{each['uid']}.json": json.dumps(each, indent=2) + "\n" for each in dashboards()}
+def texts(config: Config) -> dict[str, str]:
+    """Every dashboard as JSON, by file name: the same text for the same configuration."""
+    return {f"{each['uid']}.json": json.dumps(each, indent=2) + "\n" for each in dashboards(config)}

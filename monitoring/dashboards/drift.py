@@ -1,6 +1,9 @@
 """The dashboard `drift`: which features no longer look like the training data, by how much, and how."""
 
+from typing import get_args
+
 from monitoring import names
+from monitoring.config import Config, Drift, DriftWindow
 from monitoring.dashboards.blocks import (
     Column,
     Json,
@@ -16,18 +19,17 @@ from monitoring.dashboards.blocks import (
 )
 from monitoring.dashboards.queries import by_version, chosen, increase, recorded
 
-WINDOWS = ("10m", "1h", "6h", "1d")
+WINDOWS: tuple[DriftWindow, ...] = get_args(DriftWindow)
+
+Steps = tuple[tuple[float, str], ...]
 
 _KIND = 'kind=~"$kind"'
 _FEATURE = f'feature="$feature",{_KIND}'
 _DISPERSION = 'max by (model, feature) (shipway_feature:dispersion{model=~"$model",kind=~"$kind"})'
-_EFFECT = ((0.05, "yellow"), (0.1, "orange"), (0.25, "red"))
-"""Shares of the PSI that are left when chance is taken away; the alerts' limits for 6 h, 1 h and 10 m."""
-_SURPRISE = ((3.0, "yellow"), (5.0, "red"))
-"""In standard deviations; 5 is the alerts' limit."""
 
 
-def drift() -> Json:
+def drift(config: Config) -> Json:
+    effect, surprise = _effect_steps(config.drift), _surprise_steps(config.drift)
     reference = names.REFERENCE_ROWS.name
     model = 'model=~"$model"'
     return dashboard(
@@ -42,9 +44,9 @@ def drift() -> Json:
             custom_variable("window", WINDOWS, "1h"),
         ],
         [
-            Section("Which version sees something else?", [[_versions()]], height=6),
-            Section("Where?", [[_most_drifted()]], height=10),
-            Section("Every feature over time", [[_effect()], [_surprise()]], height=12),
+            Section("Which version sees something else?", [[_versions(effect, surprise)]], height=6),
+            Section("Where?", [[_most_drifted(effect, surprise)]], height=10),
+            Section("Every feature over time", [[_effect(effect)], [_surprise(surprise)]], height=12),
             Section("One feature: $feature", [[_shares(), _shares_over_time()]], height=10),
             Section("Missing values", [[_missing(), _missing_surprise()]]),
             Section("The inputs as a whole, and how much was seen", [[_rff(), _rows(), _dispersion()]]),
@@ -52,7 +54,17 @@ def drift() -> Json:
     )
 
 
-def _versions() -> Json:
+def _effect_steps(drift: Drift) -> Steps:
+    """The alerts' limits, which are lower the longer the window is."""
+    limits = [drift.tiers[window].effect for window in ("6h", "1h", "10m")]
+    return tuple(zip(limits, ("yellow", "orange", "red"), strict=True))
+
+
+def _surprise_steps(drift: Drift) -> Steps:
+    return (0.6 * drift.z, "yellow"), (drift.z, "red")
+
+
+def _versions(effect: Steps, surprise: Steps) -> Json:
     largest = {
         what: recorded(f"shipway_feature:{what}:$window", matchers=[_KIND]) for what in ("psi_excess", "z", "rows")
     }
@@ -63,17 +75,17 @@ def _versions() -> Json:
         "window. Two versions that both moved see other inputs; one alone was trained on something else.",
         {
             "Alerts": Column(f"count by (model, version) ({firing}) or 0 * {largest['rows']}", "none", ((1, "red"),)),
-            "Largest PSI excess": Column(largest["psi_excess"], "short", _EFFECT),
-            "Largest z": Column(largest["z"], "short", _SURPRISE),
-            "All inputs together, z": Column(recorded("shipway_rff:z:$window"), "short", _SURPRISE),
+            "Largest PSI excess": Column(largest["psi_excess"], "short", effect),
+            "Largest z": Column(largest["z"], "short", surprise),
+            "All inputs together, z": Column(recorded("shipway_rff:z:$window"), "short", surprise),
             "Rows": Column(largest["rows"]),
         },
         sort_by="Largest PSI excess",
     )
 
 
-def _most_drifted() -> Json:
-    def column(series: str, steps: tuple[tuple[float, str], ...] = ()) -> Column:
+def _most_drifted(effect: Steps, surprise: Steps) -> Json:
+    def column(series: str, steps: Steps = ()) -> Column:
         return Column(_of_features(series), "short", steps)
 
     return table(
@@ -81,9 +93,9 @@ def _most_drifted() -> Json:
         "PSI excess is how far a feature moved (the population stability index without what chance alone gives), z is "
         "how sure that is, in standard deviations. Both together are drift; an alert wants enough rows, too.",
         {
-            "PSI excess": column("psi_excess", _EFFECT),
-            "z": column("z", _SURPRISE),
-            "Missing values, z": column("missing_z", _SURPRISE),
+            "PSI excess": column("psi_excess", effect),
+            "z": column("z", surprise),
+            "Missing values, z": column("missing_z", surprise),
             "PSI": column("psi"),
             "Rows": column("rows"),
             "Effective rows": column("rows_effective"),
@@ -92,21 +104,22 @@ def _most_drifted() -> Json:
     )
 
 
-def _effect() -> Json:
+def _effect(steps: Steps) -> Json:
     return status_over_time(
         "How far: PSI excess",
-        "A line for each feature and version. Green is as in training; yellow, orange and red are 0.05, 0.1 and 0.25.",
+        "A line for each feature and version. Green is as in training; yellow, orange and red are the limits of the "
+        "alerts over 6 hours, 1 hour and 10 minutes.",
         Query(_of_features("psi_excess"), "{{version}}", whose="{{feature}}"),
-        _EFFECT,
+        steps,
     )
 
 
-def _surprise() -> Json:
+def _surprise(steps: Steps) -> Json:
     return status_over_time(
         "How sure: z",
-        "The same features. Red is beyond five standard deviations: not chance. Many rows make small moves sure.",
+        "The same features. Red is beyond the alerts' limit: not chance. Many rows make small moves sure, too.",
         Query(_of_features("z"), "{{version}}", whose="{{feature}}"),
-        _SURPRISE,
+        steps,
     )
 
 
@@ -152,7 +165,7 @@ def _missing() -> Json:
 def _missing_surprise() -> Json:
     return graph(
         "More missing than in training: z",
-        "In standard deviations. Above 5 values are lost somewhere before the model.",
+        "In standard deviations, up only: values are lost somewhere before the model.",
         "short",
         [Query(_of_features("missing_z"), "{{feature}}")],
     )

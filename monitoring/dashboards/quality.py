@@ -1,6 +1,7 @@
 """The dashboard `quality`: how often each version was right, as far as labels have come."""
 
 from monitoring import names
+from monitoring.config import Config, Quality
 from monitoring.dashboards.blocks import (
     Column,
     Json,
@@ -15,7 +16,7 @@ from monitoring.dashboards.blocks import (
 from monitoring.dashboards.queries import increase, now, rate, recorded
 
 
-def quality() -> Json:
+def quality(config: Config) -> Json:
     ready = names.VERSION_READY.name
     return dashboard(
         "quality",
@@ -26,7 +27,7 @@ def quality() -> Json:
             query_variable("version", f'label_values({ready}{{model=~"$model"}}, version)', several=True, newest=True),
         ],
         [
-            Section("Which version is worse?", [[_versions()]], height=7),
+            Section("Which version is worse?", [[_versions(config.quality)]], height=7),
             Section("Over time", [[_accuracy()], [_macro_f1(), _expected()]], height=9),
             Section("Classes", [[_classes(), _confusion()], [_over_time(name) for name in _BY_CLASS]], height=9),
             Section("Labels", [[_coverage(), _labelled()], [_feedback(), _kept()]]),
@@ -45,7 +46,7 @@ def _daily(name: str, *labels: str) -> str:
     return recorded(f"shipway_quality:{name}:1d", *labels)
 
 
-def _versions() -> Json:
+def _versions(limits: Quality) -> Json:
     return table(
         "Versions",
         "One line for each version, over the last day. The true accuracy lies between the bounds, chance aside. "
@@ -58,9 +59,9 @@ def _versions() -> Json:
             "Lost": Column(
                 f"{now(names.REFERENCE_ACCURACY, operator='max')} - {_daily('accuracy_high')}",
                 "percentunit",
-                ((0.0001, "yellow"), (0.02, "red")),
+                ((0.0001, "yellow"), (max(limits.accuracy_drop, 0.001), "red")),
             ),
-            "Macro F1": Column(_daily("macro_f1"), "percentunit"),
+            "Macro F1": Column(_daily("macro_f1"), "percentunit", ((limits.macro_f1, "green"),), base="red"),
             "Expected accuracy": Column(_daily("expected_accuracy"), "percentunit"),
             "Labelled rows": Column(_daily("labelled"), "short"),
             "Coverage": Column(_daily("label_coverage"), "percentunit"),

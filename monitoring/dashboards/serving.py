@@ -1,6 +1,7 @@
 """The dashboard `serving`: what each version answers, how fast, and how near it is to its limits."""
 
 from monitoring import names
+from monitoring.config import Config, Objectives
 from monitoring.dashboards.blocks import (
     Column,
     Json,
@@ -25,10 +26,9 @@ from monitoring.dashboards.queries import (
 
 _FIRING = 'alertstate="firing"'
 _RECENTLY = "5m"
-_WINDOWS = ("5m", "1h", "6h", "3d")
 
 
-def serving() -> Json:
+def serving(config: Config) -> Json:
     ready = names.VERSION_READY.name
     return dashboard(
         "serving",
@@ -39,19 +39,21 @@ def serving() -> Json:
             query_variable("version", f'label_values({ready}{{model=~"$model"}}, version)', several=True, newest=True),
         ],
         [
-            Section("Which version is bad?", [[_versions()]], height=7),
+            Section("Which version is bad?", [[_versions(config)]], height=7),
             Section("Traffic and errors", _traffic()),
             Section("Latency", _latency()),
             Section("Queue and saturation", _queue()),
             Section("Workers and batches", _workers()),
-            Section("Error budget", [_budget()]),
+            Section("Error budget", [_budget(config.objectives)]),
             Section("Monitoring itself", [_monitoring()]),
             Section("GPUs, where there are any", [_gpus()]),
         ],
     )
 
 
-def _versions() -> Json:
+def _versions(config: Config) -> Json:
+    goals = config.objectives
+    budget = 1 - goals.available
     firing = f"count by (model, version) ({chosen('ALERTS', _FIRING)})"
     ready = now(names.VERSION_READY, operator="avg")
     return table(
@@ -62,13 +64,21 @@ def _versions() -> Json:
             "Alerts": Column(f"{firing} or 0 * {ready}", "none", ((1, "red"),)),
             "Requests/s": Column(rate(names.EDGE_REQUESTS, over=_RECENTLY), "reqps"),
             "Failed": Column(
-                recorded("shipway_slo:errors:ratio_5m"), "percentunit", ((0.001, "yellow"), (0.01, "red"))
+                recorded("shipway_slo:errors:ratio_5m"), "percentunit", ((budget, "yellow"), (10 * budget, "red"))
             ),
             "p50": Column(quantile(0.5, names.EDGE_SECONDS, over=_RECENTLY), "s"),
-            "p99": Column(quantile(0.99, names.EDGE_SECONDS, over=_RECENTLY), "s", ((0.25, "yellow"), (1, "red"))),
-            "Queue": Column(_saturation(), "percentunit", ((0.5, "yellow"), (0.8, "red"))),
+            "p99": Column(
+                quantile(0.99, names.EDGE_SECONDS, over=_RECENTLY),
+                "s",
+                ((goals.fast_seconds, "yellow"), (4 * goals.fast_seconds, "red")),
+            ),
+            "Queue": Column(_saturation(), "percentunit", ((config.health.queue, "red"),)),
             "Workers missing": Column(_missing(), "none", ((1, "red"),)),
-            "Restarts": Column(increase(names.WORKER_RESTARTS, over=_RECENTLY), "none", ((0.5, "yellow"), (3, "red"))),
+            "Restarts": Column(
+                increase(names.WORKER_RESTARTS, over=_RECENTLY),
+                "none",
+                ((0.5, "yellow"), (config.health.restarts, "red")),
+            ),
             "Nodes ready": Column(ready, "percentunit", ((1, "green"),), base="red"),
         },
         sort_by="Failed",
@@ -242,21 +252,26 @@ def _workers() -> list[list[Json]]:
     ]
 
 
-def _budget() -> list[Json]:
+def _budget(goals: Objectives) -> list[Json]:
     """As the burn-rate alerts see it, from their recorded ratios."""
+    factors = [burn.factor for burn in goals.burns]
     what = {
-        "errors": ("Failed, by window", "Share of requests that failed"),
-        "slow": ("Too slow, by window", "Share of requests that were slower than the objective allows"),
+        "errors": ("failures", goals.available, "are not failed by the server"),
+        "slow": ("slowness", goals.fast, f"are answered within {goals.fast_seconds:g} s"),
     }
     return [
         graph(
-            title,
-            f"{words} over a short, and over longer windows. All high together: the budget is burning now.",
-            "percentunit",
-            [Query(recorded(f"shipway_slo:{series}:ratio_{window}"), window) for window in _WINDOWS],
+            f"Budget for {title}: how many times too fast it burns",
+            f"Promised is that {objective:.2%} of requests {promise}. At 1 the budget of 30 days lasts 30 days; alerts "
+            f"begin at {min(factors):g} over the longest window and at {max(factors):g} over the shortest.",
+            "short",
+            [
+                Query(f"{recorded(f'shipway_slo:{series}:ratio_{burn.long}')} / {1 - objective:.6g}", burn.long)
+                for burn in goals.burns
+            ],
             min=0,
         )
-        for series, (title, words) in what.items()
+        for series, (title, objective, promise) in what.items()
     ]
 
 

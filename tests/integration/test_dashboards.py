@@ -16,6 +16,7 @@ from model_store.archive import read_member
 from model_store.flights import CLASSES
 from model_store.package import package
 from model_store.training import train
+from monitoring.config import Config
 from monitoring.dashboards.catalogue import dashboards
 from tests.integration.clients import call, post
 from tests.integration.conftest import Lab, wait_for, wait_until_ready
@@ -86,7 +87,7 @@ def panels() -> dict[str, Panel]:
     """By dashboard and title."""
     return {
         f"{dashboard['uid']}: {panel['title']}": panel
-        for dashboard in dashboards()
+        for dashboard in dashboards(Config())
         for panel in dashboard["panels"]
         if panel["type"] != "row"
     }
@@ -144,7 +145,7 @@ def test_panels_without_series_are_still_there() -> None:
 
 def test_variables_have_choices(loaded: Lab) -> None:
     """`label_values(series, label)`, which Grafana asks as the series' labels."""
-    for dashboard in dashboards():
+    for dashboard in dashboards(Config()):
         for variable in dashboard["templating"]["list"]:
             if variable["type"] != "query":
                 continue

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from grafana_api.grafana_api import GrafanaClientError
 
+from monitoring.config import Config
 from monitoring.dashboards.blocks import DATA_SOURCE_UID
 from monitoring.dashboards.catalogue import dashboards
 from monitoring.errors import GrafanaError, GrafanaRefused, GrafanaTaken, GrafanaTokenRefused, GrafanaUnreachable
@@ -17,6 +18,7 @@ from monitoring.grafana import FOLDER_UID, Grafana
 from tests.unit.monitoring.grafana_stub import ADMIN, VIEWER, Stub, running, serving
 
 PROMETHEUS = "http://prometheus:9090"
+OURS = dashboards(Config())
 UIDS = {"shipway-serving", "shipway-drift", "shipway-quality"}
 
 
@@ -29,7 +31,7 @@ def stub(request: pytest.FixtureRequest) -> Iterator[Stub]:
 def push(stub: Stub, prometheus: str = PROMETHEUS) -> dict[str, str]:
     """What became of each thing."""
     stub.asked.clear()
-    return {each.uid: each.outcome for each in Grafana.at(stub.url, ADMIN).push(prometheus)}
+    return {each.uid: each.outcome for each in Grafana.at(stub.url, ADMIN).push(prometheus, OURS)}
 
 
 def everything(outcome: str, **otherwise: str) -> dict[str, str]:
@@ -81,12 +83,12 @@ def test_another_prometheus_changes_the_data_source_and_keeps_what_was_added(stu
 
 
 def test_dashboard_of_an_older_shipway_is_replaced(stub: Stub) -> None:
-    older = dashboards()
+    older = copy.deepcopy(OURS)
     older[0]["panels"].pop()
     Grafana.at(stub.url, ADMIN).push(PROMETHEUS, older)
     assert push(stub) == everything("unchanged", shipway_serving="updated")
     stored = stub.dashboards["shipway-serving"]["dashboard"]
-    assert stored["panels"] == dashboards()[0]["panels"]
+    assert stored["panels"] == OURS[0]["panels"]
     assert stored["version"] == 2
 
 
@@ -185,7 +187,7 @@ def test_answers_without_a_body_are_answers() -> None:
 )
 def test_token_is_refused_in_words_that_do_not_show_it(stub: Stub, token: str, message: str) -> None:
     with pytest.raises(GrafanaTokenRefused, match=message) as caught:
-        Grafana.at(stub.url, token).push(PROMETHEUS)
+        Grafana.at(stub.url, token).push(PROMETHEUS, OURS)
     assert token not in str(caught.value)
 
 
@@ -212,7 +214,7 @@ def test_grafana_below_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_there(free_ports: object) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"  # type: ignore[operator]
     with pytest.raises(GrafanaUnreachable, match=f"does not answer at {url}: .*Connection refused"):
-        Grafana.at(url, ADMIN).push(PROMETHEUS)
+        Grafana.at(url, ADMIN).push(PROMETHEUS, OURS)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_nobody_there(free_ports: object) -> None:
 )
 def test_something_else_answers(status: int, page: bytes) -> None:
     with serving(lambda *_: (status, page)) as url, pytest.raises(GrafanaError, match=url):
-        Grafana.at(url, ADMIN).push(PROMETHEUS)
+        Grafana.at(url, ADMIN).push(PROMETHEUS, OURS)
 
 
 def shipway(tmp_path: Path, url: str, *words: str, mode: int = 0o600) -> subprocess.CompletedProcess[str]:

@@ -11,33 +11,35 @@ from pathlib import Path
 import pytest
 
 from monitoring import names
+from monitoring.config import Config
 from monitoring.dashboards.blocks import WIDTH, Json
 from monitoring.dashboards.catalogue import dashboards, texts
 from monitoring.dashboards.drift import WINDOWS
 from monitoring.names import Metric
+from monitoring.rules.file import groups
+from monitoring.rules.rule import Record
 
-DASHBOARDS = {each["uid"]: each for each in dashboards()}
+
+def recorded_labels(series: str) -> set[str]:
+    """Rules do not declare them: features have two more than their version, classes one."""
+    name = series.split(":")
+    if name[0] == "shipway_feature":
+        return {"model", "version", "feature", "kind"} - ({"version"} if name[1] == "dispersion" else set())
+    by_class = name[0] == "shipway_quality" and name[1] in ("precision", "recall", "f1")
+    return {"model", "version"} | ({"class"} if by_class else set())
+
+
+DASHBOARDS = {each["uid"]: each for each in dashboards(Config())}
 LABELS = {each.name: set(each.labels) for each in vars(names).values() if isinstance(each, Metric)}
 
-# What the recording rules make (W a window), and what is not ours: Prometheus' own, and dcgm-exporter's.
-_FEATURE = {"model", "version", "feature", "kind"}
-_QUALITY = ("labelled", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "expected_accuracy", "label_coverage")
+# What the recording rules make, and by which labels the panels may part it.
 RECORDED = {
-    **{
-        f"shipway_feature:{what}:{window}": _FEATURE
-        for what in ("rows", "rows_effective", "psi", "psi_excess", "z", "missing_z")
-        for window in WINDOWS
-    },
-    "shipway_feature:dispersion": {"model", "feature", "kind"},
-    **{f"shipway_rff:z:{window}": {"model", "version"} for window in WINDOWS},
-    **{f"shipway_quality:{what}:1d": {"model", "version"} for what in _QUALITY},
-    **{f"shipway_quality:{what}:1d": {"model", "version", "class"} for what in ("precision", "recall", "f1")},
-    **{
-        f"shipway_slo:{what}:ratio_{window}": {"model", "version"}
-        for what in ("errors", "slow")
-        for window in ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
-    },
+    rule.name: recorded_labels(rule.name)
+    for group in groups(Config())
+    for rule in group.rules
+    if isinstance(rule, Record)
 }
+# Not ours: Prometheus' own, and dcgm-exporter's.
 OTHERS = {
     "ALERTS": {"model", "version", "alertname", "alertstate", "severity"},
     **{
@@ -170,15 +172,25 @@ def test_rollouts_are_shown(uid: str) -> None:
 
 def test_uids_are_fixed() -> None:
     assert list(DASHBOARDS) == ["shipway-serving", "shipway-drift", "shipway-quality"]
-    assert list(texts()) == [f"{uid}.json" for uid in DASHBOARDS]
+    assert list(texts(Config())) == [f"{uid}.json" for uid in DASHBOARDS]
 
 
 def test_texts_are_the_same_in_another_process() -> None:
     source = (
-        "import sys; from monitoring.dashboards.catalogue import texts; sys.stdout.write(''.join(texts().values()))"
+        "import sys; from monitoring.config import Config; from monitoring.dashboards.catalogue import texts\n"
+        "sys.stdout.write(''.join(texts(Config()).values()))"
     )
     other = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert other.stdout == "".join(texts().values())
+    assert other.stdout == "".join(texts(Config()).values())
+
+
+def test_limits_are_those_of_the_alerts() -> None:
+    config = Config.from_yaml("{drift: {z: 7}, objectives: {available: 0.99}, quality: {macro_f1: 0.75}}")
+    text = json.dumps(dashboards(config))
+    assert '"value": 7.0' in text
+    assert "/ 0.01" in text
+    assert '"value": 0.75' in text
+    assert text != json.dumps(dashboards(Config()))
 
 
 def test_every_metric_of_ours_is_shown() -> None:
