@@ -158,13 +158,14 @@ class Settings(BaseSettings):
     def _is_an_address(cls, host: str) -> str:
         return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
 
-    @field_validator("grafana_url", "grafana_prometheus_url")
-    @classmethod
-    def _is_a_web_address(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "http://none")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError("must be http:// or https://, a host, and no user or password")
-        return url and url.rstrip("/")
+    @model_validator(mode="after")
+    def _grafana_is_a_web_address(self) -> Self:
+        for name in ("grafana_url", "grafana_prometheus_url"):
+            parts = urlsplit(getattr(self, name) or "http://none")
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+                # What was found is not repeated: it may hold a password.
+                raise ValueError(f"{variable(name)} must be http:// or https:// and a host, with no user or password")
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

@@ -28,7 +28,7 @@ from tests.integration.clients import call, post
 from tests.integration.conftest import Lab, wait_for, wait_until_ready
 from tests.integration.test_node import grpc_request
 
-SEEN_WITHIN_SECONDS = 90.0
+SEEN_WITHIN_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 
 pytestmark = pytest.mark.timeout(300)
@@ -173,6 +173,20 @@ def test_every_panel_shows_something(loaded: Lab, prometheus: str) -> None:
         wait_for(all_seen, SEEN_WITHIN_SECONDS)
     except AssertionError:
         pytest.fail("nothing to see in:\n" + "\n".join(f"{place}: {asked}" for place, asked in waiting.items()))
+
+
+def test_shares_of_a_feature_add_up(loaded: Lab, prometheus: str) -> None:
+    panel = panels()["shipway-drift: Reference against live"]
+    shares = filled_in(panel["targets"][0]["expr"], next(iter(loaded.row())))
+
+    def bars() -> dict[str, float]:
+        """Without those of no rows yet."""
+        found = query(prometheus, f"sum by (of) ({shares}) >= 0")
+        return {each["metric"]["of"]: float(each["value"][1]) for each in found}
+
+    wanted = {"1 trained", "2 trained", "1 live", "2 live"}
+    found = wait_for(lambda: found if set(found := bars()) == wanted else None, SEEN_WITHIN_SECONDS)
+    assert found == pytest.approx(dict.fromkeys(wanted, 1.0))
 
 
 def test_panels_without_series_are_still_there() -> None:

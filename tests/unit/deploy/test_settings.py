@@ -68,6 +68,8 @@ def test_unknown_variable_is_refused_with_the_allowed_ones(monkeypatch: pytest.M
             "SHIPWAY_TLS_CERTIFICATE, SHIPWAY_TLS_KEY go together; missing: SHIPWAY_TLS_CERTIFICATE",
         ),
         ("jwt_issuer", "me", "go together; missing: SHIPWAY_JWT_JWKS, SHIPWAY_JWT_AUDIENCE"),
+        ("grafana_url", "grafana:3000", "SHIPWAY_GRAFANA_URL must be http:// or https:// and a host"),
+        ("grafana_prometheus_url", "http://", "SHIPWAY_GRAFANA_PROMETHEUS_URL must be http:// or https:// and a host"),
         ("drain_seconds", "-1", "SHIPWAY_DRAIN_SECONDS=-1: Input should be greater than or equal to 0"),
     ],
 )
@@ -97,6 +99,13 @@ def test_urls_are_those_that_clients_here_can_use(host: str, url: str) -> None:
 
 def test_url_says_whether_the_node_speaks_tls() -> None:
     assert Settings(tls_certificate=Path("a"), tls_key=Path("b")).http_url == "https://127.0.0.1:8080"
+
+
+def test_password_in_an_address_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIPWAY_GRAFANA_URL", "http://admin:secret@grafana:3000")
+    with pytest.raises(InvalidSettings, match="with no user or password") as caught:
+        read_settings()
+    assert "secret" not in str(caught.value)
 
 
 TLS = {"tls_certificate": Path("a"), "tls_key": Path("b")}

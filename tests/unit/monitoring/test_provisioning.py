@@ -47,7 +47,7 @@ def test_command_prints_what_it_wrote(tmp_path: Path) -> None:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
     result = subprocess.run(
         [sys.executable, "-m", "deploy.cli", "grafana", "files", str(tmp_path)],
-        env={**outside, "SHIPWAY_GRAFANA_PROMETHEUS_URL": "http://prometheus:9090/"},
+        env={**outside, "SHIPWAY_GRAFANA_PROMETHEUS_URL": "http://prometheus:9090"},
         capture_output=True,
         text=True,
         check=True,
