@@ -1,5 +1,5 @@
 # The only commands a person needs. Each builds what it needs first: a virtual environment from the lock file and,
-# where servers are started, Debian's Prometheus, Alertmanager, curl and g++.
+# where servers are started, Debian's Prometheus, Alertmanager, curl and g++, and PostgreSQL for the tests.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -10,7 +10,7 @@ LOAD_SECONDS ?= 20
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo models test check load bench clean generate lock programs
+.PHONY: help demo models test check load bench clean generate lock programs postgresql
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,7 +21,7 @@ demo: $(INSTALLED) programs ## Train, register, package, serve and ask the fligh
 models: $(INSTALLED) programs ## The same for one model of every kind: table, image, text, sequence
 	$(BIN)/shipway demo --all
 
-test: $(INSTALLED) programs ## Run the whole test suite
+test: $(INSTALLED) programs postgresql ## Run the whole test suite
 	$(BIN)/pytest
 
 check: $(INSTALLED) ## Formatting, lint and strict types
@@ -50,6 +50,9 @@ lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml (Python 3
 
 programs:
 	@./.ci/programs
+
+postgresql:
+	@./.ci/programs postgresql
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@./.ci/venv $(PYTHON)

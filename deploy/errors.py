@@ -18,6 +18,7 @@
         ├── NodeRuns            another node uses the same run directory
         ├── StateFileInvalid    desired.json or actual.json is not what it should be
         ├── EdgeFileInvalid     a file of certificates, keys or clients is not what it should be
+        ├── StoreUnavailable    predictions and their labels cannot be kept or looked up now
         ├── LoadFailed          a version could not be brought into service
         └── GoldenFailed        this hardware does not reproduce the version's golden outputs
 
@@ -162,6 +163,13 @@ class EdgeFileInvalid(NodeError):
         self.path = path
         self.problem = problem
         super().__init__(f"{path} is not usable: {problem}")
+
+
+class StoreUnavailable(NodeError):
+    def __init__(self, place: str, problem: str) -> None:
+        self.place = place
+        self.problem = problem
+        super().__init__(f"the feedback store {place} cannot be used now: {problem}")
 
 
 class LoadFailed(NodeError):

@@ -4,7 +4,7 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -131,6 +131,22 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=30.0, ge=0, description="How long a node that was told to stop waits for requests in flight."
     )
+    feedback_store: str | None = Field(
+        **_off(),
+        description=(
+            "The PostgreSQL where nodes together keep predictions for their labels, `postgresql://user@host/database`; "
+            "without it each keeps its own in SQLite. A password stands in the file that `?passfile=` names, or in "
+            "PGPASSWORD."
+        ),
+    )
+    feedback_keep_hours: float = Field(
+        default=168.0, gt=0, le=100_000, description="How long a prediction is kept for labels that may come."
+    )
+    feedback_keep_rows: int = Field(
+        default=10_000_000,
+        ge=1,
+        description="The most predicted rows that are kept, of 20 bytes each; the oldest go first.",
+    )
     jvm_heap_mib: int = Field(default=512, ge=128, description="The largest heap of TorchServe's JVM, in MiB.")
     insecure: bool = Field(
         default=False, description="Allow an address beyond loopback without TLS or without authentication."
@@ -181,6 +197,18 @@ class Settings(BaseSettings):
             missing = [variable(name) for name in names if getattr(self, name) is None]
             if missing and len(missing) < len(names):
                 raise ValueError(f"{', '.join(map(variable, names))} go together; missing: {', '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _store_is_postgresql(self) -> Self:
+        # Here and not at the field, whose value would stand in the message, and may hold a password.
+        if self.feedback_store is None:
+            return self
+        url = urlsplit(self.feedback_store)
+        if url.scheme not in ("postgresql", "postgres"):
+            raise ValueError("SHIPWAY_FEEDBACK_STORE must begin with postgresql://, or be left out for SQLite")
+        if url.password is not None or "password" in parse_qs(url.query):
+            raise ValueError("SHIPWAY_FEEDBACK_STORE must hold no password: use ?passfile=FILE, or PGPASSWORD")
         return self
 
     @property
@@ -258,6 +286,11 @@ class Settings(BaseSettings):
     @property
     def default_tls_key(self) -> Path:
         return self.state_dir / "keys" / "tls.key"
+
+    @property
+    def feedback_file(self) -> Path:
+        """Where this node keeps predictions and labels when it shares no PostgreSQL."""
+        return self.node_dir / "feedback.sqlite3"
 
     @property
     def desired_file(self) -> Path:

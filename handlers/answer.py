@@ -29,15 +29,22 @@ EXPLAINER = names.EXPLAINER
 CALL_HEADER = "x-shipway-call"
 """What the edge says of a request, in one header, as each costs two processes time.
 
-In this order: the id of the prediction, the protocol, the time of arrival in seconds since 1970, the edge's own limit
-for one request in seconds, and over gRPC the client's `grpc-timeout`.
+In this order: what begins with the id of the prediction, the protocol, the edge's own limit for one request in seconds,
+and over gRPC the client's `grpc-timeout`.
 """
+ID_CHARACTERS = 36
+"""Of a prediction's id: when the request reached the edge, and 60 random bits.
+
+`1795000000.250000-0b6c9d1e-8f2a-4c3d`: the time, in seconds since 1970, is where a label finds the prediction again.
+"""
+ARRIVAL_CHARACTERS = 17
 REPLAY_HEADER = "x-shipway-replay"
 # Set by the handler on answers; removed by the edge.
 GRPC_STATUS_HEADER = "x-shipway-grpc-status"
 GRPC_MESSAGE_HEADER = "x-shipway-grpc-message"
 
-REPLAY = {CALL_HEADER: f"- {HTTP}", REPLAY_HEADER: "1"}
+NO_ID = "-"
+REPLAY = {CALL_HEADER: f"{NO_ID} {HTTP}", REPLAY_HEADER: "1"}
 """Headers with which the node itself asks for a prediction that is not counted."""
 
 MAX_GRPC_MESSAGE_BYTES = 1024
@@ -50,7 +57,7 @@ _STATUS: dict[type[HandlerError], tuple[int, int]] = {
     UnsupportedEncoding: (415, 12),
     DeadlineExpired: (504, 4),
 }
-_NOT_SAID = ["-", ROWS]
+_NOT_SAID = [NO_ID, ROWS]
 _GRPC_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
@@ -74,7 +81,7 @@ class Call:
     content_type: str
     body: memoryview
     headers: Mapping[str, str]
-    id: str = "-"
+    id: str = NO_ID
     """Of the prediction; the client has it from the answer's x-shipway-prediction-id."""
     seconds: float = inf
     """How long after its arrival somebody waits for the answer."""
@@ -85,11 +92,12 @@ class Call:
         """`headers` by lower-case names."""
         said = headers.get(CALL_HEADER)
         parts = said.split(" ") if said else _NOT_SAID
-        call = cls(parts[1], None, headers.get("content-type", ""), memoryview(body), headers, parts[0])
+        said_id = parts[0][:ID_CHARACTERS]
+        call = cls(parts[1], None, headers.get("content-type", ""), memoryview(body), headers, said_id)
         if len(parts) > 2:
-            call.arrived_at, call.seconds = float(parts[2]), float(parts[3])
-            if len(parts) > 4:
-                call.seconds = min(call.seconds, _grpc_timeout(parts[4]))
+            call.arrived_at, call.seconds = float(said_id[:ARRIVAL_CHARACTERS]), float(parts[2])
+            if len(parts) > 3:
+                call.seconds = min(call.seconds, _grpc_timeout(parts[3]))
         return call
 
     def check_content_type(self, allowed: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from handlers import server
-from handlers.answer import EXPLAINER, GRPC, HTTP, ROWS, Answer, Call, fail
+from handlers.answer import EXPLAINER, GRPC, HTTP, NO_ID, ROWS, Answer, Call, fail
 from handlers.bucketing import in_calls
 from handlers.errors import (
     DeadlineExpired,
@@ -31,6 +31,7 @@ from handlers.errors import (
 from handlers.hardware import worker_threads
 from handlers.measured import Features, Measured
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
+from handlers.predictions import Version, teller
 from handlers.program import Program
 from handlers.protocol import oip_grpc, oip_json
 from handlers.runtime import device_of, load_runtime
@@ -94,6 +95,7 @@ class BaseHandler(ABC):
         profile = Profile.from_json(profile_json)
         rff = Rff.from_bytes((self.directory / MEMBER).read_bytes()) if profile.rff else None
         self._drift = DriftCounter(counters, slot, profile, rff)
+        self._teller = None if self.explains else teller(Version(self.model, self.version, self.classes))
         batch_size = int(context.system_properties["batch_size"])
         timeout = float(context.model_yaml_config["responseTimeout"])
         server.install(self, name, self.version, batch_size, timeout)
@@ -191,6 +193,7 @@ class BaseHandler(ABC):
             return
         # Before any answer goes out, so that whatever ends this worker, no answered row is lost.
         self._count(items, inputs, outputs)
+        self._tell(items, outputs)
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
             try:
@@ -278,6 +281,23 @@ class BaseHandler(ABC):
         except Exception:
             logger.exception("a batch was answered but not counted")
             self._metrics.monitor_error(sum(clients))
+
+    def _tell(self, items: list[Item], outputs: list[Array]) -> None:
+        """Say what was predicted, for labels that may come; a fault in it costs as little as one in counting."""
+        if self._teller is None:
+            return
+        try:
+            classes, rows = self.probabilities(outputs).argmax(axis=1), [item.rows for item in items]
+            ids = [item.call.id for item in items]
+            if NO_ID in ids:  # the node's own, of the golden set
+                kept = [each != NO_ID for each in ids]
+                classes = classes[np.repeat(kept, rows)]
+                ids, rows = list(compress(ids, kept)), list(compress(rows, kept))
+            if ids:
+                self._teller.tell(ids, rows, classes)
+        except Exception:
+            logger.exception("a batch was answered but not kept for labels")
+            self._metrics.monitor_error(len(items))
 
     def _answered(self, call: Call, outcome: Outcome) -> None:
         if not call.replay:

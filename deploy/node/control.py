@@ -1,4 +1,4 @@
-"""What the launcher answers itself: health, metadata, metrics, and words for whoever names what is not served.
+"""What the launcher answers itself: health, metadata, metrics, feedback, and words for what is not served.
 
 Two servers: one behind Envoy on a unix socket, which speaks for the model names, and one on the node's own port for
 those who watch it.
@@ -6,7 +6,7 @@ those who watch it.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version as package_version
 from importlib.resources import files
 from typing import Any, Protocol
@@ -16,15 +16,18 @@ from aiohttp import web
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
+from deploy.errors import StoreUnavailable
+from deploy.node import labels
 from deploy.node.desired import Actual
 from deploy.node.reconcile import Loaded, describe
+from deploy.node.routes import FEEDBACK
 from handlers.answer import GRPC_MESSAGE_HEADER, GRPC_STATUS_HEADER, grpc_message
-from handlers.errors import shown
+from handlers.errors import InvalidRequest, UnsupportedContentType, shown
 from handlers.protocol import messages
 
 logger = logging.getLogger(__name__)
 
-PROTOBUF = "application/x-protobuf"
+JSON, PROTOBUF = "application/json", "application/x-protobuf"
 EXTENSIONS = ("binary_tensor_data",)
 _ASKED = re.compile(
     r"/(?P<plain>predictions|explanations)/(?P<model>[^/]+)(/(?P<version>[^/]+))?/?"
@@ -43,6 +46,9 @@ class NodeView(Protocol):
         """Versions of `model` that are routed, the one with most weight first."""
 
     def models(self) -> dict[str, list[int]]: ...
+
+    async def label(self, labels: Sequence[labels.Label | labels.Result]) -> list[labels.Result]:
+        """What became of each. Raises StoreUnavailable."""
 
 
 def watch_app(view: NodeView, metrics: Callable[[], Awaitable[bytes]]) -> web.Application:
@@ -82,6 +88,8 @@ def protocol_app(view: NodeView, max_body_bytes: int) -> web.Application:
     for path, handler in told.items():
         app.router.add_get(path, handler)
         app.router.add_route("*", path, http.only_get)
+    app.router.add_post(FEEDBACK, http.feedback)
+    app.router.add_route("*", FEEDBACK, http.only_post)
     for service in (messages.SERVICE, messages.HEALTH_SERVICE):
         app.router.add_post(f"/{service}/{{method}}", grpc.call)
     app.router.add_route("*", "/{path:.*}", http.refuse)
@@ -145,10 +153,29 @@ class _Http:
     async def only_get(self, request: web.Request) -> web.Response:
         return _not_allowed(request, "GET")
 
+    async def feedback(self, request: web.Request) -> web.Response:
+        if request.query_string:
+            return _no_query(request)
+        # A body without a type is taken for what is read here, as it is for predictions.
+        if request.headers.get("content-type") and request.content_type != JSON:
+            return _error(415, str(UnsupportedContentType(request.content_type, (JSON,))))
+        try:
+            results = await self._view.label(labels.read(await request.read()))
+        except labels.TooManyLabels as error:
+            return _error(413, str(error))
+        except InvalidRequest as error:
+            return _error(400, str(error))
+        except StoreUnavailable as error:
+            return _error(503, str(error))
+        return web.json_response(labels.answer(results))
+
+    async def only_post(self, request: web.Request) -> web.Response:
+        return _not_allowed(request, "POST")
+
     async def refuse(self, request: web.Request) -> web.Response:
         """A path of ours that no route took: another model or version, another method, or nothing at all."""
         if request.query_string:
-            return _error(400, f"query: nothing here takes one; found {shown(request.query_string)}")
+            return _no_query(request)
         if request.content_type == PROTOBUF:
             services = f"{messages.SERVICE} and {messages.HEALTH_SERVICE}"
             return _grpc_error(_UNIMPLEMENTED, f"no such service; there are {services}")
@@ -257,6 +284,10 @@ def _metadata(view: NodeView, loaded: Loaded) -> dict[str, Any]:
 
 def _error(status: int, words: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.json_response({"error": words}, status=status, headers=headers)
+
+
+def _no_query(request: web.Request) -> web.Response:
+    return _error(400, f"query: nothing here takes one; found {shown(request.query_string)}")
 
 
 def _not_allowed(request: web.Request, method: str) -> web.Response:

@@ -43,11 +43,14 @@ _OF_THE_EDGE: Mapping[str, names.Metric] = {
 }
 
 
-async def metrics(layout: Layout, admin: Admin, places: Places, versions: Iterable[Loaded]) -> bytes:
+async def metrics(
+    layout: Layout, admin: Admin, places: Places, versions: Iterable[Loaded], *collectors: Collector
+) -> bytes:
     """The text that Prometheus scrapes. A part that does not answer is left out and logged: the others still count."""
     registry, families = CollectorRegistry(), _Families()
     MultiProcessCollector(registry, path=str(layout.counters))  # type: ignore[no-untyped-call]
-    registry.register(families)
+    for collector in (families, *collectors):
+        registry.register(collector)
     for loaded in versions:
         _node(families, loaded, places)
         if loaded.profile is not None and not loaded.explains:

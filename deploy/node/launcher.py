@@ -7,7 +7,9 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -17,6 +19,9 @@ from deploy.errors import NodeError, ShipwayError
 from deploy.node import children, control, envoy, exporter, torchserve
 from deploy.node.admin import Admin
 from deploy.node.desired import Actual, Desired, read_desired, write_state
+from deploy.node.feedback import Feedback, Limits
+from deploy.node.feedback_store import PostgreSQL, SQLite, Store
+from deploy.node.labels import Label, Result
 from deploy.node.layout import Layout, make_layout
 from deploy.node.places import Places
 from deploy.node.reconcile import Loaded, Reconciler
@@ -75,6 +80,8 @@ class Node:
         )
         self._management = torchserve.Management(self._layout)
         self._places = Places(self._layout)
+        limits = Limits(settings.feedback_keep_hours, settings.feedback_keep_rows)
+        self._feedback = Feedback(_store(settings), self._layout.predictions_socket, limits, self._publish)
         self._reconciler = Reconciler(
             layout=self._layout,
             edge=self._edge,
@@ -91,7 +98,7 @@ class Node:
 
     def actual(self) -> Actual:
         actual = self._reconciler.actual(self._desired, os.getpid(), self._not_now)
-        return actual.model_copy(update={"warnings": self._security.problems()})
+        return actual.model_copy(update={"warnings": self._security.problems() + self._feedback.problems()})
 
     def models(self) -> dict[str, list[int]]:
         return {e.model: [v.version for v in e.versions] for e in self._reconciler.routed}
@@ -102,6 +109,9 @@ class Node:
                 by_weight = sorted(endpoint.versions, key=lambda v: -v.weight)
                 return {v.version: self._reconciler.loaded[model, v.version] for v in by_weight}
         return {}
+
+    async def label(self, labels: Sequence[Label | Result]) -> list[Result]:
+        return await self._feedback.label(labels)
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -121,10 +131,12 @@ class Node:
 
     async def _serve(self, cleanup: AsyncExitStack) -> int:
         self._security.start()  # before anything else, because it may refuse
+        cleanup.push_async_callback(self._feedback.close)
         for server in await self._listen():
             cleanup.push_async_callback(server.cleanup)
-        places = asyncio.create_task(self._places.serve())
-        cleanup.callback(places.cancel)
+        background = [asyncio.create_task(self._places.serve()), asyncio.create_task(self._feedback.run())]
+        for task in background:
+            cleanup.callback(task.cancel)
         processes = await self._start(cleanup)
         deaths = [asyncio.create_task(child.process.wait(), name=child.name) for child in processes]
         for death in deaths:
@@ -140,10 +152,10 @@ class Node:
         logger.info("the node is up: %s", self._settings.http_url)
         work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_running())]
         work.append(asyncio.create_task(self._security.watch()))
-        await asyncio.wait([stopped, places, *deaths, *work], return_when="FIRST_COMPLETED")
+        await asyncio.wait([stopped, *background, *deaths, *work], return_when="FIRST_COMPLETED")
         for task in work:
             task.cancel()
-        for task in (places, *work):
+        for task in (*background, *work):
             if task.done() and not task.cancelled():
                 task.result()  # a fault of ours: out with it
         if not self._stop.is_set():
@@ -265,13 +277,21 @@ class Node:
         )
 
     async def _metrics(self) -> bytes:
-        return await exporter.metrics(self._layout, self._admin, self._places, list(self._reconciler.loaded.values()))
+        versions = list(self._reconciler.loaded.values())
+        return await exporter.metrics(self._layout, self._admin, self._places, versions, self._feedback)
 
     def _publish(self) -> None:
         try:
             write_state(self._settings.actual_file, self.actual())
         except OSError as error:  # a full disk must not end a node that serves
             logger.error("%s could not be written: %s", self._settings.actual_file, error)
+
+
+def _store(settings: Settings) -> Store:
+    """Where predictions wait for their labels. What is counted stands under the name that Prometheus has for us."""
+    if settings.feedback_store is None:
+        return SQLite(settings.feedback_file)
+    return PostgreSQL(settings.feedback_store, f"{socket.gethostname()}:{settings.metrics_port}")
 
 
 def _dead(processes: list[children.Child]) -> str:

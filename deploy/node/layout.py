@@ -42,6 +42,11 @@ class Layout:
         return self.root / "places.sock"
 
     @property
+    def predictions_socket(self) -> Path:
+        """Where workers say what they predicted."""
+        return self.root / "predictions.sock"
+
+    @property
     def workers(self) -> Path:
         """Where workers listen."""
         return self.root / "w"

@@ -33,7 +33,7 @@ from deploy.node.envoy import (
     watched_file,
 )
 from deploy.node.explainer import explainer_of
-from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS
+from handlers.answer import CALL_HEADER, GRPC, HTTP, ID_CHARACTERS, REPLAY_HEADER, ROWS
 from handlers.protocol.messages import HEALTH_SERVICE, SERVICE
 
 # Never passed on from a client: our own headers, its credentials, and what means nothing behind the edge, for each
@@ -45,9 +45,9 @@ _REMOVED = (
 )
 _TRACE = ("traceparent", "tracestate")
 """Of W3C's trace context, carried through."""
-_ID_CHARACTERS = 36
 EXPLANATIONS = "explanations"
-SERVED = ("/v2 (Open Inference Protocol)", "/predictions/NAME", f"/{EXPLANATIONS}/NAME")
+FEEDBACK = "/feedback"
+SERVED = ("/v2 (Open Inference Protocol)", "/predictions/NAME", f"/{EXPLANATIONS}/NAME", FEEDBACK)
 
 
 def routes(endpoints: Sequence[DesiredEndpoint], edge: Edge) -> Config:
@@ -165,13 +165,13 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
         # Over gRPC the edge's own mark must stay, for answers of Envoy's own are told by it.
         "request_headers_to_remove": [*_REMOVED, *([] if protocol == GRPC else [PROTOCOL_HEADER])],
         "request_headers_to_add": [
-            set_header(CALL_HEADER, f"%UNIQUE_ID% {protocol} %START_TIME(%s.%6f)% {limits}"),
+            set_header(CALL_HEADER, f"%START_TIME(%s.%6f)%-%UNIQUE_ID% {protocol} {limits}"),
         ],
         "response_headers_to_add": [
             set_header("x-shipway-model", model),
             set_header("x-shipway-version", str(version.version)),
             set_header("x-shipway-digest", version.digest),
-            set_header(PREDICTION_ID, f"%REQ({CALL_HEADER}):{_ID_CHARACTERS}%"),  # every %UNIQUE_ID% is another one
+            set_header(PREDICTION_ID, f"%REQ({CALL_HEADER}):{ID_CHARACTERS}%"),  # every %UNIQUE_ID% is another one
             # Only in the answers of those who sent them.
             *(set_header(name, f"%REQ({name})%") for name in _TRACE),
         ],
@@ -180,7 +180,7 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
 
 
 def _control_routes() -> list[Config]:
-    """What the launcher answers: health, metadata, and words for whatever names no model or version of this node."""
+    """What the launcher answers: health, metadata, feedback, and words for whatever this node does not serve."""
     control = {"cluster": CONTROL_CLUSTER, "timeout": "5s"}
     http_prefixes = ("/v2", "/predictions/", "/explanations/")
     plain = {"typed_per_filter_config": _over_http(packed=False)}
@@ -196,6 +196,8 @@ def _control_routes() -> list[Config]:
         {"match": {"prefix": "/", "grpc": {}, "headers": [gzip]}, "route": control, **grpc_packed},
         {"match": {"prefix": f"/{SERVICE}/"}, "route": control, **grpc},
         *({"match": {"prefix": prefix}, "route": control, **plain} for prefix in http_prefixes),
+        {"match": _over_http_to(FEEDBACK, packed=False), "route": control, **plain},
+        {"match": {"path": FEEDBACK}, "route": control, "typed_per_filter_config": _over_http(packed=True)},
         # Twice: the bridge changes the content type and has the route chosen again.
         {"match": {"prefix": "/", "grpc": {}}, "route": control, **grpc},
         {"match": {"prefix": "/", "headers": [over_grpc()]}, "route": control, **grpc},

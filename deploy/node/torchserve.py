@@ -17,6 +17,7 @@ from deploy.errors import LoadFailed
 from deploy.node import children
 from deploy.node.layout import Layout
 from handlers.metrics import METRICS_DIRECTORY
+from handlers.predictions import PREDICTIONS
 from handlers.server import SOCKETS
 
 CONFIGURATION = "config.properties"
@@ -110,9 +111,11 @@ async def start(layout: Layout, options: Options) -> children.Child:
     (layout.torchserve / CONFIGURATION).write_text(configuration(layout, ports, options))
     (layout.torchserve / LOGGING).write_text(files("deploy.node").joinpath(LOGGING).read_text())
     environment = {
-        **os.environ,
+        # The password of the feedback store is the launcher's alone.
+        **{name: value for name, value in os.environ.items() if name != "PGPASSWORD"},
         METRICS_DIRECTORY: str(layout.counters),
         SOCKETS: str(layout.places_socket),
+        PREDICTIONS: str(layout.predictions_socket),
         "LOG_LOCATION": str(options.logs_dir),
         "METRICS_LOCATION": str(options.logs_dir),
         "TEMP": str(layout.torchserve),

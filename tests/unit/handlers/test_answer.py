@@ -32,7 +32,8 @@ from handlers.errors import (
 
 
 def call(protocol: str = HTTP, arrived: str = "", limits: str = "30", content_type: str = "", **headers: str) -> Call:
-    said = f"an-id {protocol} {arrived} {limits}" if arrived else f"an-id {protocol}"
+    made = f"{float(arrived or 0):017.6f}-0b6c9d1e-8f2a-4c3d-9e7f-1a2b3c4d5e6f"
+    said = f"{made} {protocol} {limits}" if arrived else f"- {protocol}"
     return Call.read({CALL_HEADER: said, "content-type": content_type, **headers}, b"x")
 
 
@@ -123,8 +124,9 @@ def test_replay_is_told_by_its_header() -> None:
     assert call(**{REPLAY_HEADER: "1"}).replay
 
 
-def test_time_of_arrival_is_read_off_the_edges_header() -> None:
-    assert call(arrived="1795000000.250000").arrived_at == 1795000000.25
+def test_id_and_time_of_arrival_are_read_off_the_edges_header() -> None:
+    found = call(arrived="1795000000.250000")
+    assert (found.id, found.arrived_at) == ("1795000000.250000-0b6c9d1e-8f2a-4c3d", 1795000000.25)
 
 
 @pytest.mark.parametrize("found", ["application/json", "Application/JSON; charset=utf-8", " application/json ", ""])
@@ -145,11 +147,6 @@ def test_compressed_body_is_refused() -> None:
     with pytest.raises(UnsupportedEncoding) as refused:
         call(**{"content-encoding": "br"}).check_content_type(())
     assert str(refused.value) == "content-encoding: 'br' is not unpacked here; allowed: identity, gzip"
-
-
-def test_id_of_the_prediction_is_read_off_the_edges_header() -> None:
-    assert call().id == "an-id"
-    assert call(GRPC, "1000.5", "30 -").id == "an-id"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from torch import nn
 
-from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS, Call
+from handlers.answer import CALL_HEADER, GRPC, HTTP, NO_ID, REPLAY_HEADER, ROWS, Call
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.protocol.oip_json import HEADER_LENGTH
 from handlers.runtime_plan import RUNTIME, RuntimePlan
@@ -88,6 +88,11 @@ def loading_context(directory: Path, model: str = MODEL) -> Any:
     return context
 
 
+def prediction_id(arrived: float, number: int = 1) -> str:
+    """As the edge makes it: the time in seconds since 1970, and what in a test is a number."""
+    return f"{arrived:017.6f}-{number:08x}-8f2a-4c3d"
+
+
 class Request:
     """One request as the edge sends it."""
 
@@ -102,7 +107,7 @@ class Request:
     ) -> None:
         self.protocol = protocol
         self.body = body
-        said = f"- {protocol} {arrived} {limits}" if arrived else f"- {protocol}"
+        said = f"{prediction_id(float(arrived))} {protocol} {limits}" if arrived else f"{NO_ID} {protocol}"
         self.headers = {CALL_HEADER: said, "content-type": content_type, **(headers or {})}
 
 

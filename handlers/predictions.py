@@ -1,0 +1,119 @@
+"""What a worker predicted, told to the launcher, which keeps it for the labels that may come.
+
+A worker connects once, says who predicts, and then sends one message a batch over a socket that keeps messages apart.
+It never waits and never raises: what the launcher does not take now is lost, and the next message says how much.
+"""
+
+import errno
+import json
+import logging
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from handlers.answer import ID_CHARACTERS
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS = "SHIPWAY_PREDICTIONS"
+"""Where the launcher listens; the node sets it in TorchServe's environment."""
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""Asked for as the socket's buffer. The system may give less, and takes no longer message than it gives."""
+_HEAD = struct.Struct("<IQ")
+"""Predictions in the message, and rows that were lost since the last one that was taken."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Who predicts, and what it decides between."""
+
+    model: str
+    version: str
+    classes: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        return json.dumps([self.model, self.version, self.classes]).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Version":
+        model, version, classes = json.loads(text)
+        return cls(model, version, tuple(classes))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One message: n predictions, each of one row or more."""
+
+    ids: bytes
+    """Of ID_CHARACTERS each, one after the other."""
+    rows: npt.NDArray[np.uint32]
+    """Of each prediction, [n]."""
+    classes: npt.NDArray[np.uint16]
+    """Indexes into the version's classes, of all rows in order."""
+    lost: int = 0
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> "Predictions":
+        """Raises ValueError for what no worker sends."""
+        if len(message) < _HEAD.size:
+            raise ValueError(f"a message of {len(message)} bytes")
+        count, lost = _HEAD.unpack_from(message)
+        rows_at = _HEAD.size + count * ID_CHARACTERS
+        rows = np.frombuffer(message, "<u4", count, rows_at)
+        classes = np.frombuffer(message, "<u2", offset=rows_at + rows.nbytes)
+        if rows.sum() != len(classes):
+            raise ValueError(f"{len(classes)} classes for {rows.sum()} rows")
+        return cls(message[_HEAD.size : rows_at], rows, classes, lost)
+
+
+class Teller:
+    """The worker's end."""
+
+    def __init__(self, launcher: str, version: Version) -> None:
+        """Raises OSError if nobody listens at the path `launcher`."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
+        self._socket.connect(launcher)
+        self._socket.send(version.to_json())
+        self._socket.setblocking(False)  # noqa: FBT003 - the standard library's own parameter
+        self._lost = 0
+
+    def tell(self, ids: Sequence[str], rows: Sequence[int], classes: npt.NDArray[Any]) -> None:
+        """Of each prediction its id and its rows; of all rows in order the class, as an index."""
+        counts = array("I", rows)
+        head = _HEAD.pack(len(ids), self._lost)
+        message = b"".join((head, "".join(ids).encode(), counts.tobytes(), classes.astype("<u2").tobytes()))
+        try:
+            self._socket.send(message)
+            self._lost = 0
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE and len(ids) > 1:
+                half = len(ids) // 2
+                middle = sum(rows[:half])
+                self.tell(ids[:half], rows[:half], classes[:middle])
+                self.tell(ids[half:], rows[half:], classes[middle:])
+            else:
+                self._lost += sum(rows)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def teller(version: Version) -> Teller | None:
+    """The way to the launcher; None outside a node, and for a model that decides between no classes."""
+    launcher = os.environ.get(PREDICTIONS)
+    if launcher is None or not version.classes:
+        return None
+    try:
+        return Teller(launcher, version)
+    except OSError:
+        logger.exception("predictions of this worker are not kept for labels")
+        return None
