@@ -81,8 +81,12 @@ class Teller:
         """Raises OSError if nobody listens at the path `launcher`."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
-        self._socket.connect(launcher)
-        self._socket.send(version.to_json())
+        try:
+            self._socket.connect(launcher)
+            self._socket.send(version.to_json())
+        except OSError:
+            self._socket.close()
+            raise
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's own parameter
         self._lost = 0
 
