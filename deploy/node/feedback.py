@@ -32,6 +32,8 @@ ALL_PAIRS_UP_TO_CLASSES = 12
 """A model of so many classes has every pair at 0 from the start; of more, pairs appear as they occur."""
 ANSWER_SECONDS = 4.0
 """For one request, less than the edge gives it."""
+_AGAIN_SECONDS = 0.05
+"""Between two looks for a prediction that may be on its way."""
 Name = tuple[str, str]
 """Model and version."""
 
@@ -66,6 +68,7 @@ class Feedback(Collector):
         self._waiting: list[tuple[Version, Predictions]] = []
         self._waiting_rows = 0
         self._predicting: set[Version] = set()
+        """Since the store was told last."""
         self._kept, self._dropped = Counter[Name](), Counter[Name]()
         # The writer's, as the store has them.
         self._stale = True
@@ -82,16 +85,12 @@ class Feedback(Collector):
 
     async def run(self) -> None:
         """Take in predictions and write them until cancelled."""
-        receiving = asyncio.create_task(self._receiver.serve())
-        writing = asyncio.create_task(self._write())
-        try:
-            await asyncio.gather(receiving, writing)
-        finally:
-            receiving.cancel()
-            writing.cancel()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receiver.serve())
+            group.create_task(self._write())
 
     async def close(self) -> None:
-        """Write what waits, if that is possible, and let go of the store."""
+        """Write what waits, if that is possible, and let go of the store. `run` has ended."""
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._writer, self._flush)
@@ -128,7 +127,7 @@ class Feedback(Collector):
             young = _tenth() - int(10 * self._limits.settled_seconds)
             left = {i: each for i, each in left.items() if results[i] is UNKNOWN and each.tenth >= young}
             if left:
-                await asyncio.sleep(self._limits.flush_seconds)
+                await asyncio.sleep(_AGAIN_SECONDS)
         return results
 
     # On the loop's thread, called for what workers say.
@@ -136,7 +135,6 @@ class Feedback(Collector):
     def _announced(self, version: Version) -> None:
         with self._lock:
             self._predicting.add(version)
-        self._stale = True
         self._work.set()
 
     def _predicted(self, version: Version, predictions: Predictions) -> None:
@@ -187,14 +185,15 @@ class Feedback(Collector):
         now = time.monotonic()
         if now - self._trimmed_at > self._limits.trim_seconds:
             self._trimmed_at = now
-            self._stale = True
+            self._refresh()
             self._store.trim(self._oldest(), self._limits.keep_rows)
 
     def _flush(self) -> None:
-        if self._stale:
-            self._refresh()
         with self._lock:
             waiting = list(self._waiting)
+            new = self._predicting - self._versions
+        if new or self._stale:
+            self._refresh()
         if not waiting:
             return
         try:
@@ -215,17 +214,13 @@ class Feedback(Collector):
     def _refresh(self) -> None:
         """Tell the store who predicts, and take over its counts of all whose predictions it keeps."""
         with self._lock:
-            predicting, self._predicting = self._predicting, set()
+            predicting = frozenset(self._predicting)
+        self._store.announce(predicting, _tenth())
+        with self._lock:
+            self._predicting -= predicting
+        self._versions = frozenset(self._store.versions(self._oldest()))
+        self._counts = self._store.counts()
         self._stale = False
-        try:
-            self._store.announce(predicting, _tenth())
-            self._versions = frozenset(self._store.versions(self._oldest()))
-            self._counts = self._store.counts()
-        except StoreUnavailable:
-            self._stale = True
-            with self._lock:
-                self._predicting |= predicting
-            raise
 
     def _join(self, labels: Sequence[Label]) -> list[Result]:
         self._flush()

@@ -136,7 +136,7 @@ class Node:
             cleanup.push_async_callback(server.cleanup)
         background = [asyncio.create_task(self._places.serve()), asyncio.create_task(self._feedback.run())]
         for task in background:
-            cleanup.callback(task.cancel)
+            cleanup.push_async_callback(_end, task)
         processes = await self._start(cleanup)
         deaths = [asyncio.create_task(child.process.wait(), name=child.name) for child in processes]
         for death in deaths:
@@ -285,6 +285,11 @@ class Node:
             write_state(self._settings.actual_file, self.actual())
         except OSError as error:  # a full disk must not end a node that serves
             logger.error("%s could not be written: %s", self._settings.actual_file, error)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _store(settings: Settings) -> Store:

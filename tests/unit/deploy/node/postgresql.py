@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -96,7 +97,7 @@ def _owner() -> pwd.struct_passwd:
     return pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
 
 
-def _as_owner() -> dict[str, object]:
+def _as_owner() -> dict[str, Any]:
     if os.getuid() != 0:
         return {"cwd": "/"}
     return {"user": _owner().pw_uid, "group": _owner().pw_gid, "extra_groups": [], "cwd": "/"}

@@ -69,4 +69,4 @@ def test_packed_ids_are_sorted_by_time() -> None:
 def test_key_says_who_predicts_and_between_what(changed: dict[str, object]) -> None:
     assert len(KEY) == 8
     assert key(VERSION) == KEY
-    assert key(Version(**{**vars(VERSION), **changed})) != KEY  # type: ignore[arg-type]
+    assert key(Version(**{**vars(VERSION), **changed})) != KEY

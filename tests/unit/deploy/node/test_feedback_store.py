@@ -298,10 +298,14 @@ class Small(SQLite):
 
 def test_full_disk_is_told_and_loses_nothing_that_was_kept(state_dir: Path) -> None:
     store = Small(state_dir / "feedback.sqlite3")
-    kept = 0
-    with pytest.raises(StoreUnavailable, match="cannot be used now: database or disk is full"):
-        for kept in range(1000):
+    kept, problem = 0, ""
+    while not problem:
+        try:
             keep(store, FIRST, [(made(100 * kept + n, seconds=kept), [1]) for n in range(100)])
+            kept += 1
+        except StoreUnavailable as error:
+            problem = str(error)
+    assert problem.endswith("cannot be used now: database or disk is full")
     assert kept > 5
     labels = [label(made(100 * number, seconds=number), "late") for number in range(kept + 1)]
     store.pages = 1000
@@ -314,5 +318,5 @@ def test_what_is_no_database_is_told(state_dir: Path) -> None:
     (state_dir / "text").write_text("not a database, and longer than the head of one" * 10)
     with pytest.raises(StoreUnavailable, match="file is not a database"):
         SQLite(state_dir / "text").counts()
-    with pytest.raises(StoreUnavailable, match="File exists|Not a directory"):
+    with pytest.raises(StoreUnavailable, match=r"File exists|Not a directory"):
         SQLite(state_dir / "text" / "feedback.sqlite3").counts()
