@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from handlers.answer import ID_CHARACTERS
@@ -50,15 +49,20 @@ class Version:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One message: n predictions, each of one row or more."""
+    """One message: n predictions, each of one row or more. Left as it came, until many are packed together."""
 
     ids: bytes
-    """Of ID_CHARACTERS each, one after the other."""
-    rows: npt.NDArray[np.uint32]
-    """Of each prediction, [n]."""
-    classes: npt.NDArray[np.uint16]
-    """Indexes into the version's classes, of all rows in order."""
+    """ID_CHARACTERS each, one after the other."""
+    rows: bytes
+    """Of each prediction, uint32."""
+    classes: bytes
+    """Of all rows in order the index into the version's classes, uint16."""
     lost: int = 0
+
+    @property
+    def size(self) -> int:
+        """Rows of all predictions."""
+        return len(self.classes) // 2
 
     @classmethod
     def from_bytes(cls, message: bytes) -> "Predictions":
@@ -67,11 +71,10 @@ class Predictions:
             raise ValueError(f"a message of {len(message)} bytes")
         count, lost = _HEAD.unpack_from(message)
         rows_at = _HEAD.size + count * ID_CHARACTERS
-        rows = np.frombuffer(message, "<u4", count, rows_at)
-        classes = np.frombuffer(message, "<u2", offset=rows_at + rows.nbytes)
-        if rows.sum() != len(classes):
-            raise ValueError(f"{len(classes)} classes for {rows.sum()} rows")
-        return cls(message[_HEAD.size : rows_at], rows, classes, lost)
+        classes_at = rows_at + count * 4
+        if len(message) < classes_at + 2 * count:
+            raise ValueError(f"a message of {len(message)} bytes for {count} predictions")
+        return cls(message[_HEAD.size : rows_at], message[rows_at:classes_at], message[classes_at:], lost)
 
 
 class Teller:

@@ -80,8 +80,8 @@ def pack(version: bytes, messages: Sequence[Predictions]) -> Iterable[Block]:
     ids = np.frombuffer(_packed(text), np.uint8).reshape(-1, ID_BYTES)
     digits = np.frombuffer(text, np.uint8).reshape(-1, ID_CHARACTERS)[:, _TENTH_DIGITS]
     tenths = (digits.astype(np.int64) - ord("0")) @ _POWERS
-    rows = np.concatenate([message.rows for message in messages])
-    classes = np.concatenate([message.classes for message in messages])
+    rows = np.frombuffer(b"".join(message.rows for message in messages), "<u4")
+    classes = np.frombuffer(b"".join(message.classes for message in messages), "<u2")
     tenth_of_row = np.repeat(tenths, rows)
     for tenth in np.unique(tenths):
         here = tenths == tenth

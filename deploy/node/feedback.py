@@ -44,7 +44,7 @@ class Limits:
     keep_rows: int = 10_000_000
     waiting_rows: int = 200_000
     """Rows that may wait to be written. Each takes half a kilobyte where requests come alone."""
-    flush_seconds: float = 0.1
+    flush_seconds: float = 0.2
     retry_seconds: float = 1.0
     trim_seconds: float = 60.0
     settle_seconds: float = 0.5
@@ -138,7 +138,7 @@ class Feedback(Collector):
         self._work.set()
 
     def _predicted(self, version: Version, predictions: Predictions) -> None:
-        rows, name = len(predictions.classes), (version.model, version.version)
+        rows, name = predictions.size, (version.model, version.version)
         with self._lock:
             self._predicting.add(version)
             self._dropped[name] += predictions.lost
@@ -207,7 +207,7 @@ class Feedback(Collector):
         with self._lock:
             del self._waiting[: len(waiting)]
             for version, predictions in waiting:
-                rows = len(predictions.classes)
+                rows = predictions.size
                 self._waiting_rows -= rows
                 outcomes[version.model, version.version] += rows
 

@@ -10,7 +10,7 @@ from handlers.predictions import MAX_MESSAGE_BYTES, Predictions, Version
 
 logger = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.05
 """Between two looks at busy sockets: a look at each message as it comes would cost more than all else here."""
 _BACKLOG = 1024
 

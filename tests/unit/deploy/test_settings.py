@@ -67,6 +67,8 @@ def test_unknown_variable_is_refused_with_the_allowed_ones(monkeypatch: pytest.M
             "key.pem",
             "SHIPWAY_TLS_CERTIFICATE, SHIPWAY_TLS_KEY go together; missing: SHIPWAY_TLS_CERTIFICATE",
         ),
+        ("feedback_store", "mysql://u@h/d", "SHIPWAY_FEEDBACK_STORE must begin with postgresql://, or be left out"),
+        ("feedback_keep_hours", "0", "SHIPWAY_FEEDBACK_KEEP_HOURS=0: Input should be greater than 0"),
         ("jwt_issuer", "me", "go together; missing: SHIPWAY_JWT_JWKS, SHIPWAY_JWT_AUDIENCE"),
         ("grafana_url", "grafana:3000", "SHIPWAY_GRAFANA_URL must be http:// or https:// and a host"),
         ("grafana_prometheus_url", "http://", "SHIPWAY_GRAFANA_PROMETHEUS_URL must be http:// or https:// and a host"),
@@ -157,3 +159,17 @@ def test_a_child_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name, value in parent.as_environment().items():
         monkeypatch.setenv(name, value)
     assert read_settings() == parent
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@host/db", "postgres://me@host/db?password=secret"])
+def test_password_in_a_url_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SHIPWAY_FEEDBACK_STORE", url)
+    with pytest.raises(InvalidSettings, match=r"must hold no password: use \?passfile=FILE, or PGPASSWORD") as raised:
+        read_settings()
+    assert "secret" not in str(raised.value)
+
+
+def test_feedback_is_kept_in_a_file_unless_nodes_share_a_server() -> None:
+    assert Settings().feedback_store is None
+    url = "postgresql://me@host/db?passfile=/run/secrets/pgpass"
+    assert Settings(feedback_store=url).feedback_store == url

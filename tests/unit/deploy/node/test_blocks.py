@@ -19,8 +19,8 @@ def message(predictions: Sequence[tuple[str, Sequence[int]]]) -> Predictions:
     """One message of a worker: ids, and the classes of their rows."""
     return Predictions(
         "".join(made for made, _ in predictions).encode(),
-        np.array([len(classes) for _, classes in predictions], dtype=np.uint32),
-        np.array([one for _, classes in predictions for one in classes], dtype=np.uint16),
+        np.array([len(classes) for _, classes in predictions], dtype=np.uint32).tobytes(),
+        np.array([one for _, classes in predictions for one in classes], dtype=np.uint16).tobytes(),
     )
 
 

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_health.v1 import health_pb2
 
+from deploy.errors import StoreUnavailable
 from deploy.node.control import PROTOBUF, _select, protocol_app, unexplained, unknown
 from deploy.node.desired import Actual, ActualEndpoint, ActualExplainer, State
 from deploy.node.labels import JOINED, Label, Result
@@ -187,3 +188,70 @@ def test_only_get_is_allowed_where_something_is_told() -> None:
         status, headers, body = ask("DELETE", path)
         assert (status, headers["allow"]) == (405, "GET")
         assert json.loads(body) == {"error": "DELETE is not allowed here; allowed: GET"}
+
+
+LABEL = {"prediction_id": "1795000000.250000-0b6c9d1e-8f2a-4c3d", "label": "late"}
+
+
+class Broken(View):
+    """A node whose store of predictions is not there."""
+
+    async def label(self, labels: Sequence[Label | Result]) -> list[Result]:
+        raise StoreUnavailable("/somewhere", f"no room for {len(labels)}")
+
+
+def send(body: bytes, content_type: str = "", path: str = FEEDBACK, view: View | None = None) -> tuple[int, Any]:
+    async def sending() -> tuple[int, Any]:
+        headers = {"content-type": content_type} if content_type else {}
+        async with TestClient(TestServer(protocol_app(view or View(), 1 << 20))) as client:
+            answer = await client.post(path, data=body, headers=headers, skip_auto_headers=["content-type"])
+            assert answer.content_type == "application/json"
+            return answer.status, await answer.json()
+
+    return asyncio.run(sending())
+
+
+@pytest.mark.parametrize("content_type", ["", "application/json", "application/json; charset=utf-8"])
+def test_feedback_is_answered_with_outcomes(content_type: str) -> None:
+    status, told = send(json.dumps([LABEL, {**LABEL, "row": -1}]).encode(), content_type)
+    assert status == 200
+    assert {name: told[name] for name in ("joined", "repeated", "unknown", "refused")} == {
+        "joined": 1,
+        "repeated": 0,
+        "unknown": 0,
+        "refused": 1,
+    }
+    assert told["problems"] == [
+        {"index": 1, "outcome": "refused", "error": "row: wrong value; found -1; allowed: 0, 1, 2 and so on"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "path", "status", "words"),
+    [
+        (b"{", "", FEEDBACK, 400, "body: not JSON"),
+        (b"[]", "", FEEDBACK, 400, "body: wrong form; found []"),
+        (json.dumps(LABEL).encode(), "", f"{FEEDBACK}?row=1", 400, "query: nothing here takes one; found 'row=1'"),
+        (json.dumps([LABEL] * 10_001).encode(), "", FEEDBACK, 413, "body: too many labels; found 10001; allowed: at"),
+        (b"a=b", "application/x-www-form-urlencoded", FEEDBACK, 415, "content-type: 'application/x-www-form-urlenc"),
+    ],
+)
+def test_feedback_that_cannot_be_read_is_refused(
+    body: bytes, content_type: str, path: str, status: int, words: str
+) -> None:
+    found, told = send(body, content_type, path)
+    assert found == status
+    assert told["error"].startswith(words)
+
+
+def test_feedback_without_a_store_is_told_so() -> None:
+    assert send(json.dumps(LABEL).encode(), view=Broken()) == (
+        503,
+        {"error": "the feedback store /somewhere cannot be used now: no room for 1"},
+    )
+
+
+def test_feedback_is_only_posted() -> None:
+    status, headers, body = ask("GET", FEEDBACK)
+    assert (status, headers["allow"]) == (405, "POST")
+    assert json.loads(body) == {"error": "GET is not allowed here; allowed: POST"}

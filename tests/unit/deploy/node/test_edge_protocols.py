@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from deploy.node.routes import FEEDBACK
 from handlers.answer import CALL_HEADER
 from handlers.protocol.messages import HEALTH_SERVICE, SERVICE, ModelInferRequest
 from tests.unit.deploy.node.real_edge import Answer, RealEdge, wait_for_line
@@ -256,3 +257,16 @@ def test_without_a_trace_only_a_request_id_is_made(real: RealEdge) -> None:
     assert not {"traceparent", "tracestate"} & answer.headers.keys()
     assert len(answer.headers["x-request-id"]) == 36
     assert answer.headers["x-request-id"] != answer.headers["x-shipway-prediction-id"]
+
+
+def test_feedback_goes_to_the_launcher(real: RealEdge) -> None:
+    body = b'{"prediction_id": "x", "label": "late"}'
+    plain = real.ask("POST", FEEDBACK, body, content_type="application/json")
+    packed = real.ask("POST", FEEDBACK, gzip.compress(body), content_type="application/json", content_encoding="gzip")
+    for answer in (plain, packed):
+        assert (answer.seen["server"], answer.seen["body"]) == ("control", body.decode())
+        assert "content-encoding" not in answer.seen["headers"]
+    assert real.ask("GET", FEEDBACK).seen["server"] == "control"
+    assert real.ask("POST", FEEDBACK, b"x" * ((1 << 20) + 1)).status == 413
+    answer = real.ask("POST", f"{FEEDBACK}/flights", body)
+    assert (answer.status, FEEDBACK in json.loads(answer.body)["error"]) == (404, True)
