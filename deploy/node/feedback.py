@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from deploy.errors import StoreUnavailable
 from deploy.node.blocks import Block, key, pack
 from deploy.node.feedback_store import Pair, Store
-from deploy.node.labels import OTHER, OUTCOMES, UNKNOWN, Label, Result
+from deploy.node.labels import OUTCOMES, UNKNOWN, Label, Result
 from deploy.node.predictions import Receiver
 from handlers.predictions import Predictions, Version
 from monitoring import names
@@ -29,7 +29,7 @@ from monitoring import names
 logger = logging.getLogger(__name__)
 
 ALL_PAIRS_UP_TO_CLASSES = 12
-"""A model of so many classes has every pair at 0 from the start; of more, pairs appear as they occur."""
+"""A model of so many classes has every pair of them at 0 from the start; of more, and with `other`, as they occur."""
 ANSWER_SECONDS = 4.0
 """For one request, less than the edge gives it."""
 _AGAIN_SECONDS = 0.05
@@ -261,7 +261,7 @@ def _blocks(waiting: Iterable[tuple[Version, Predictions]]) -> Iterator[Block]:
 def _pairs(version: Version) -> Iterator[Pair]:
     """Those that are there from the start, as Prometheus counts no increase from nothing."""
     if len(version.classes) <= ALL_PAIRS_UP_TO_CLASSES:
-        for predicted, actual in product(version.classes, {*version.classes, OTHER}):
+        for predicted, actual in product(version.classes, repeat=2):
             yield version.model, version.version, predicted, actual
 
 

@@ -20,6 +20,7 @@ from deploy.node.feedback import Feedback, Limits
 from deploy.node.feedback_store import SQLite, Store
 from deploy.node.labels import Label, Result
 from handlers.predictions import Teller, Version
+from monitoring import names
 from tests.unit.handlers.tiny import prediction_id
 
 VERSION = Version("digits", "4", ("zero", "one", "two"))
@@ -271,6 +272,26 @@ def test_what_was_told_last_is_kept_when_the_node_stops(state_dir: Path, worker:
     asyncio.run(main())
 
 
+def test_metrics_are_those_that_are_declared(state_dir: Path, worker: Worker) -> None:
+    async def main() -> None:
+        async with running(state_dir, SQLite(state_dir / "f")) as feedback:
+            worker()
+            await until(lambda: predictions("kept") in exposition(feedback))
+            found = {family.name + "_total": family for family in feedback.collect()}
+            declared = {
+                metric.name: metric for metric in (names.FEEDBACK, names.FEEDBACK_LABELS, names.PREDICTIONS_KEPT)
+            }
+            assert {name: family.documentation for name, family in found.items()} == {
+                name: metric.help for name, metric in declared.items()
+            }
+            for name, family in found.items():
+                assert {tuple(sorted(sample.labels)) for sample in family.samples} == {
+                    tuple(sorted(declared[name].labels))
+                }
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("number", [12, 13])
 def test_every_pair_is_there_from_the_start_while_they_are_few(state_dir: Path, worker: Worker, number: int) -> None:
     classes = tuple(map(str, range(number)))
@@ -282,7 +303,7 @@ def test_every_pair_is_there_from_the_start_while_they_are_few(state_dir: Path, 
             pairs = {
                 series: value for series, value in exposition(feedback).items() if "shipway_feedback_total" in series
             }
-            assert pairs == ({pair(p, a): 0 for p in classes for a in (*classes, "other")} if number == 12 else {})
+            assert pairs == ({pair(p, a): 0 for p in classes for a in classes} if number == 12 else {})
 
     asyncio.run(main())
 
