@@ -86,6 +86,18 @@ class RunningNode:
     def port(self) -> int:
         return self.settings.http_port
 
+    def kill(self) -> None:
+        """End it without a warning, if it still runs, and wait until what it started has ended too."""
+        # That ends with it, but not before it, and writes into the directory until then.
+        started = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.kill()
+        self.process.wait()
+        psutil.wait_procs(started, timeout=10)
+
+    def start_again(self) -> None:
+        """After it has ended, with the same settings."""
+        self.process = _started(self.settings)
+
     def children(self, part: str) -> list[psutil.Process]:
         """Descendants whose command line contains `part`."""
         found = []
@@ -143,23 +155,23 @@ def node(lab: Lab, ports: list[int], desired: Desired, **changes: object) -> Ite
     }
     settings = Settings.model_validate(given)
     write_state(settings.desired_file, desired)
+    running = RunningNode(settings, _started(settings))
+    try:
+        yield running
+    finally:
+        running.kill()
+        shutil.rmtree(directory)
+
+
+def _started(settings: Settings) -> "subprocess.Popen[bytes]":
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
-    with (directory / "node.log").open("wb") as log:
-        process = subprocess.Popen(
+    with (settings.state_dir / "node.log").open("ab") as log:
+        return subprocess.Popen(
             [sys.executable, "-m", "deploy.cli", "node"],
             stdout=log,
             stderr=log,
             env={**outside, **settings.as_environment()},
         )
-    try:
-        yield RunningNode(settings, process)
-    finally:
-        # What the node started ends with it, but not before it, and writes into the directory until then.
-        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.kill()
-        process.wait()
-        psutil.wait_procs(started, timeout=10)
-        shutil.rmtree(directory)
 
 
 def wait_until_ready(settings: Settings, versions: int) -> Actual:

@@ -122,6 +122,21 @@ FORBIDDEN: dict[str, Credentials] = {
 }
 
 
+def test_labels_need_a_scope_of_their_own(secured: Secured) -> None:
+    label = {"prediction_id": "1795000000.250000-0b6c9d1e-8f2a-4c3d", "label": "late"}
+    with secured.client() as client:
+        for headers, status in (
+            ({"x-api-key": secured.keys["feedback"]}, 200),
+            (with_token(secured, scope="infer feedback"), 200),
+            ({"x-api-key": secured.keys["infer"]}, 403),
+            (with_token(secured, scope="infer explain"), 403),
+            ({}, 401),
+        ):
+            answer = client.post("/feedback", json=label, headers=headers)
+            assert answer.status_code == status
+            assert answer.json().get("unknown") == (1 if status == 200 else None)
+
+
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
 def test_over_https(secured: Secured, http2: bool) -> None:
     with secured.client(http2=http2) as client:
