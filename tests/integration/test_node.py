@@ -298,6 +298,7 @@ def test_what_a_local_user_can_do_at_torchserve(lab: Lab, free_ports: Ports) -> 
         assert stat.S_IMODE((run / "ts" / "key_file.json").stat().st_mode) == 0o600
         assert {child.name for child in run.iterdir() if child.is_socket()} == {
             "admin.sock", "control.sock", "infer.sock", "manage.sock", "metrics.sock", "places.sock",
+            "predictions.sock",
         }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.clients import post
 from tests.integration.conftest import Lab
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -45,6 +46,10 @@ def narrowed(lab: Lab) -> dict[str, Any]:
     schemas["InferRequest"]["example"] = {
         "inputs": [{**tensor, "shape": [1], "data": tensor["data"][:1]} for tensor in tensors]
     }
+    _, headers, _ = post(lab.port, "/predictions/flights", lab.row())
+    ids = [headers["x-shipway-prediction-id"], "1700000000.000000-00000000-0000-4000"]
+    schemas["Label"]["properties"]["prediction_id"] = {"enum": ids}
+    schemas["Label"]["properties"]["row"] = {"enum": [0, 1]}
     columns = {tensor["name"]: {"enum": [*tensor["data"][:5], None, "", 1e39, True]} for tensor in tensors}
     row = {"type": "object", "properties": columns, "required": list(columns)}
     schemas["Rows"] = {"anyOf": [row, {"type": "array", "items": row}, schemas["Rows"]], "example": lab.row()}

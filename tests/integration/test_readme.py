@@ -89,6 +89,11 @@ def test_printed_python_asks_over_grpc(clone: Clone) -> None:
     assert 'name: "probability"' in clone.paste(clone.printed("Ask again over gRPC, from Python"))
 
 
+def test_label_is_sent_as_the_readme_shows(clone: Clone) -> None:
+    (block,) = re.findall(r"<!-- feedback -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    assert '"joined": 1' in clone.paste(block)
+
+
 def test_session_of_the_readme(clone: Clone) -> None:
     blocks = re.findall(r"<!-- session -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 3

