@@ -135,8 +135,8 @@ class Settings(BaseSettings):
         **_off(),
         description=(
             "The PostgreSQL where nodes together keep predictions for their labels, `postgresql://user@host/database`; "
-            "without it each keeps its own in SQLite. A password stands in the file that `?passfile=` names, or in "
-            "PGPASSWORD."
+            "without it each keeps its own in SQLite. A password stands in the file that `?passfile=` names, or for "
+            "`shipway node` in PGPASSWORD."
         ),
     )
     feedback_keep_hours: float = Field(

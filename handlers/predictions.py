@@ -26,6 +26,8 @@ PREDICTIONS = "SHIPWAY_PREDICTIONS"
 
 MAX_MESSAGE_BYTES = 1 << 20
 """Asked for as the socket's buffer. The system may give less, and takes no longer message than it gives."""
+MAX_CLASSES = 1 << 16
+"""As a class is told in two bytes."""
 _HEAD = struct.Struct("<IQ")
 """Predictions in the message, and rows that were lost since the last one that was taken."""
 
@@ -115,9 +117,9 @@ class Teller:
 
 
 def teller(version: Version) -> Teller | None:
-    """The way to the launcher; None outside a node, and for a model that decides between no classes."""
+    """The way to the launcher; None outside a node, and for a model that decides between no classes, or too many."""
     launcher = os.environ.get(PREDICTIONS)
-    if launcher is None or not version.classes:
+    if launcher is None or not 0 < len(version.classes) <= MAX_CLASSES:
         return None
     try:
         return Teller(launcher, version)
