@@ -14,7 +14,7 @@ DRIFT_BENCH ?=
 .PHONY: help demo models test check load bench drift-bench clean generate lock programs
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(INSTALLED) programs ## Train, register, package, serve and ask the flights model; the stack stays up
 	$(BIN)/shipway demo
