@@ -38,14 +38,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of all that is simulated  [default: %(default)s]")
     parser.add_argument("--weeks", type=int, default=WEEKS, help="of each kind of traffic  [default: %(default)s]")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="of rounds of the two nodes  [default: %(default)s]")
-    parser.add_argument("--only", action="append", choices=list(_PARTS), help="this part; may be repeated")
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="this part; may be repeated")
     options = parser.parse_args()
     cores = use_two_cores()
     console = Console()
     kept = read_settings().state_dir / "bench"
     findings: list[Finding] = []
-    for name, part in _PARTS.items():
-        if name in (options.only or _PARTS):
+    for name, part in PARTS.items():
+        if name in (options.only or PARTS):
             console.log(name)
             findings += part(options, kept, console)
     report.show_findings(console, findings, SPREADS)
@@ -59,7 +59,7 @@ def _false_alarms(options: argparse.Namespace, _: Path, __: Console) -> list[Fin
         return list(false_alarms(pool, options.seed, options.weeks))
 
 
-_PARTS: Mapping[str, Callable[[argparse.Namespace, Path, Console], Iterable[Finding]]] = {
+PARTS: Mapping[str, Callable[[argparse.Namespace, Path, Console], Iterable[Finding]]] = {
     "false-alarms": _false_alarms,
     "delays": lambda options, _, __: delays(options.seed),
     "merging": lambda options, _, __: [merging(options.seed)],

@@ -41,7 +41,7 @@ def firing(stream: Stream, config: Drift) -> Bools:
             )
             return drift.drifted(compared, min_effect=tier.effect, min_z=config.z, min_rows=config.rows)
 
-        fires |= _lasting(drifted, seconds(tier.hold) // 60, shape)
+        fires |= lasting(drifted, seconds(tier.hold) // 60, shape)
     return fires
 
 
@@ -85,7 +85,7 @@ def _at(sums: Counts, minutes: Minutes, features: Minutes) -> Array:
     return sums[np.maximum(minutes, 0)[:, np.newaxis], features].astype(np.float64)
 
 
-def _lasting(condition: Callable[[Minutes, Minutes], Bools], hold: int, shape: tuple[int, ...]) -> Bools:
+def lasting(condition: Callable[[Minutes, Minutes], Bools], hold: int, shape: tuple[int, ...]) -> Bools:
     """Where the condition was true at this minute and at the `hold` minutes before it, [minutes, F].
 
     So long a time contains one of the minutes hold, 2 hold + 1, ...: features for which the condition is true at none

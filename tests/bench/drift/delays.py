@@ -25,13 +25,13 @@ def delays(seed: int, repetitions: int = REPETITIONS) -> Iterator[Finding]:
         traffic = Traffic(rate, shift=shift)
         stream = simulate(random, traffic, features=repetitions, minutes=DAY, shifted_minutes=LOOKED_AT_HOURS * 60)
         where = f"shift of {shift:g} sd, {rate} rows/h"
-        ours = _first(firing(stream, Config().drift)[DAY:]) + SCRAPE_MINUTES
+        ours = first(firing(stream, Config().drift)[DAY:]) + SCRAPE_MINUTES
         yield _finding(f"delay, {where}", ours, bar)
         for name, minutes in zip(OTHERS, _others(random, stream, shift), strict=True):
             yield _finding(f"   {name}, {where}", minutes)
 
 
-def _first(fires: Bools) -> Array:
+def first(fires: Bools) -> Array:
     """Minutes from the beginning of [minutes, F] to the end of the first that is true, [F]; inf for none."""
     return np.where(fires.any(axis=0), fires.argmax(axis=0) + 1.0, np.inf)
 
