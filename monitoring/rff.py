@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.float32]
 MEMBER = "rff.safetensors"
 """Where an archive keeps the map."""
 WAVES = 64
-"""Cosines of one row. More cost more and find less, see tests/bench/NOTES.md."""
+"""Cosines of one row. More cost more, and found no more on digits, see tests/bench/NOTES.md."""
 DIMENSIONS = 32
 """What is left of them: the directions in which the reference varies most, each scaled to a variance of 1."""
 CUT = 4.0
