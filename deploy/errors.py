@@ -7,6 +7,8 @@
     ├── PrometheusUnreachable   no Prometheus answers at that address
     ├── QueryRefused            Prometheus would not evaluate a query
     ├── NoData                  Prometheus has nothing to compute an answer from
+    ├── RolloutError            a version could not be moved to, or away from
+    │   └── LedgerUnusable      the record of rollouts cannot be read or written
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -83,6 +85,15 @@ class NoData(ShipwayError):
         self.wanted = wanted
         self.window = window
         super().__init__(f"the Prometheus at {url} has no {wanted} in {window}; {found}. {advice}")
+
+
+class RolloutError(ShipwayError):
+    """A version could not be moved to, or away from."""
+
+
+class LedgerUnusable(RolloutError):
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"the ledger {path} cannot be used: {reason}")
 
 
 class StackError(ShipwayError):

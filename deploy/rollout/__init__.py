@@ -1,0 +1,1 @@
+"""Moving an endpoint to a version in judged steps, and back."""
