@@ -32,8 +32,10 @@ Edges = Mapping[tuple[str, str], tuple[float, ...]]
 class Thresholds:
     """Effect, significance and rows: all three are wanted before anything counts as drifted."""
 
+    window: str
+    """Of the alerts' tier that they are those of."""
     effect: float
-    """Of a feature: PSI excess."""
+    """Of a feature: PSI excess. One whose training rows reach more in such a window wants more than that."""
     rff_effect: float
     """Of random Fourier features: mean square shift, in variances."""
     z: float
@@ -42,9 +44,10 @@ class Thresholds:
     @classmethod
     def of(cls, limits: config.Drift, window_seconds: float) -> Self:
         """What the alerts want of the longest of their windows that is no longer; of their shortest, below that."""
-        tiers = sorted((config.seconds(window), tier.effect) for window, tier in limits.tiers.items())
-        _, effect = max((one for one in tiers if one[0] <= window_seconds), default=tiers[0])
-        return cls(effect=effect, rff_effect=limits.rff_effect, z=limits.z, rows=limits.rows)
+        windows = sorted(limits.tiers, key=config.seconds)
+        fitting = [window for window in windows if config.seconds(window) <= window_seconds] or windows[:1]
+        window, effect = fitting[-1], limits.tiers[fitting[-1]].effect
+        return cls(window=window, effect=effect, rff_effect=limits.rff_effect, z=limits.z, rows=limits.rows)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Judged:
     rows: float
     rows_effective: float
     psi_excess: float
+    effect: float
+    """What `psi_excess` must be above."""
     z: float
     verdict: str
     """drifted, steady, too few rows, or no profile."""
@@ -92,6 +97,7 @@ class Judged:
             "kind": self.counts.kind,
             "verdict": self.verdict,
             "psi_excess": _or_none(self.psi_excess),
+            "effect": self.effect,
             "z": _or_none(self.z),
             "rows": self.rows,
             "rows_effective": self.rows_effective,
@@ -164,6 +170,11 @@ class Drift:
         limits = self.thresholds
         wanted = f"PSI excess above {limits.effect:g}, z above {limits.z:g}, at least {limits.rows:g} effective rows"
         notes = [f"Drifted is what has all three: {wanted}."]
+        if usual := sum(one.effect > limits.effect for one in self.features):
+            notes.append(
+                f"Of {usual} features, windows of {limits.window} within the training rows reach more than that "
+                "themselves: these drifted only where they moved further."
+            )
         if self.fourier:
             found = (
                 f"mean square shift {self.fourier.shift_excess:z.3f} (allowed {limits.rff_effect:g}), "
@@ -226,7 +237,8 @@ def _judge(counts: Counts, thresholds: Thresholds, edges: tuple[float, ...] | No
     ordered = is_ordered(counts.feature, counts.kind)
     # Bins are one more than edges, and `missing`: else the archive here is not what the nodes run.
     known = edges if ordered and edges is not None and len(edges) == len(counts.labels) - 2 else None
-    beyond = drifted(compared, min_effect=thresholds.effect, min_z=thresholds.z, min_rows=thresholds.rows)
+    effect = max(thresholds.effect, counts.usual.get(thresholds.window, 0.0))
+    beyond = drifted(compared, min_effect=effect, min_z=thresholds.z, min_rows=thresholds.rows)
     rows_effective = float(compared.rows_effective[-1])
     if not counts.reference.sum():
         verdict = "no profile"
@@ -240,6 +252,7 @@ def _judge(counts: Counts, thresholds: Thresholds, edges: tuple[float, ...] | No
         rows=float(compared.rows[-1]),
         rows_effective=rows_effective,
         psi_excess=float(compared.psi_excess[-1]),
+        effect=effect,
         z=float(compared.z[-1]),
         verdict=verdict,
         words=what_moved(counts.labels, counts.reference, counts.live[-1], ordered=ordered, edges=known),

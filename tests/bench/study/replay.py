@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.node.torchserve import free_ports
 from deploy.prometheus import Prometheus
@@ -46,12 +47,11 @@ def replay(place: Place, times: Timetable, report: Callable[[str], None]) -> Non
     """
     directory = place.directory / "node"
     directory.mkdir()
-    metrics_port = free_ports(1)[0]
     probe = post(f"/v2/models/{place.packaged.model}/infer", _body(times.frame.iloc[:1]), "application/json")
     with ExitStack() as stack:
-        node = servers.node("node", place.packaged, directory, probe, metrics_port=metrics_port)
-        edge = http.client.HTTPConnection(*stack.enter_context(node).address, timeout=TIMEOUT_SECONDS)
-        metrics = http.client.HTTPConnection("127.0.0.1", metrics_port, timeout=TIMEOUT_SECONDS)
+        node = stack.enter_context(servers.node("node", place.packaged, directory, probe))
+        edge = http.client.HTTPConnection(*node.address, timeout=TIMEOUT_SECONDS)
+        metrics = http.client.HTTPConnection(urlsplit(node.metrics_url).netloc, timeout=TIMEOUT_SECONDS)
         for connection in (edge, metrics):
             stack.enter_context(closing(connection))
         lines = _scrapes(place.packaged, times, edge, metrics, report)

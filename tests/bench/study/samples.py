@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from monitoring.names import CONFIDENCE_SUM, FEATURE_ROWS, FEEDBACK, REFERENCE_ACCURACY, REFERENCE_ROWS, ROWS
+from monitoring.names import CONFIDENCE_SUM, FEATURE_ROWS, FEEDBACK, REFERENCE_ACCURACY, REFERENCE_ROWS, ROWS, USUAL_PSI_EXCESS
 
-KEPT = tuple(one.name for one in (FEATURE_ROWS, REFERENCE_ROWS, ROWS, CONFIDENCE_SUM, REFERENCE_ACCURACY))
+KEPT = tuple(
+    one.name for one in (FEATURE_ROWS, REFERENCE_ROWS, USUAL_PSI_EXCESS, ROWS, CONFIDENCE_SUM, REFERENCE_ACCURACY)
+)
 """What drift and quality are computed from."""
 END = "# EOF\n"
 

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-YEAR = 2013
+from model_store.flights import DEPARTED
+
+DAY_SECONDS = 86400
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class Timetable:
     """Departure of each flight, Unix time, [flights]."""
     start: int
     end: int
-    """First and last midnight around all months, Unix times."""
+    """First and last midnight around all flights, Unix times."""
 
     def intervals(self, step: int) -> Iterator[tuple[int, slice]]:
         """End of each interval of `step` seconds, Unix time, and the flights that departed in it."""
@@ -31,33 +33,9 @@ class Timetable:
             first = last
 
 
-def timetable(flights: pd.DataFrame, months: tuple[int, int], every: int = 1) -> Timetable:
-    """Every `every`-th flight of these months, at the minute when it leaves the gate.
-
-    `flights` has `month` and, within a month, stands in the order of days: where the day of the week changes, a day
-    ends. ValueError if that gives a month another number of days than the calendar.
-    """
-    frame = flights[flights["month"].between(*months)]
-    days = frame.groupby("month")["day_of_week"].transform(lambda day: (day.diff() != 0).cumsum()).astype(int)
-    dates = pd.DataFrame({"year": YEAR, "month": frame["month"], "day": days})
-    last = dates.groupby("month")["day"].max()
-    calendar = [pd.Period(year=YEAR, month=int(month), freq="M").days_in_month for month in last.index]
-    if last.tolist() != calendar:
-        raise ValueError(f"months have {last.tolist()} days with flights; the calendar has {calendar}")
-    minutes = frame["sched_dep_minute"] + frame["dep_delay"]
-    seconds = _unix(pd.to_datetime(dates)) + (60 * minutes).astype(np.int64).to_numpy()
-    start, end = pd.Timestamp(YEAR, months[0], 1), pd.Timestamp(YEAR, months[1], 1) + pd.offsets.MonthBegin()
-    # Who left before the first midnight or after the last is counted there.
-    seconds = seconds.clip(int(start.timestamp()), int(end.timestamp()) - 1)
-    order = np.argsort(seconds, kind="stable")[::every]
-    return Timetable(
-        frame=frame.iloc[order].drop(columns="month").reset_index(drop=True),
-        seconds=seconds[order],
-        start=int(start.timestamp()),
-        end=int(end.timestamp()),
-    )
-
-
-def _unix(dates: "pd.Series[pd.Timestamp]") -> npt.NDArray[np.int64]:
-    found: npt.NDArray[np.int64] = dates.to_numpy().astype("datetime64[s]").astype(np.int64)
-    return found
+def timetable(flights: pd.DataFrame) -> Timetable:
+    """These flights, at the minute when each leaves the gate."""
+    frame = flights.sort_values(DEPARTED, kind="stable", ignore_index=True)
+    seconds = frame[DEPARTED].to_numpy()
+    start, end = int(seconds[0]) // DAY_SECONDS, int(seconds[-1]) // DAY_SECONDS + 1
+    return Timetable(frame, seconds, start * DAY_SECONDS, end * DAY_SECONDS)

@@ -56,7 +56,7 @@ def test_what_moved_is_found_and_what_stayed_is_left(fleet: Fleet, tmp_path: Pat
         ("dep_delay", "drifted"),
         ("carrier", "drifted"),
     ]
-    assert {one.verdict for one in found.features[2:]} == {"steady"}
+    assert {one.verdict for one in found.features[3:]} == {"steady"}
     features = by_name(found.features)
     assert features["dep_delay"].words == (
         "the profile's highest 10% went from 10% to 34%; missing from 0% to 5%"  # 0.32 of the 0.95 that have a value
@@ -65,6 +65,18 @@ def test_what_moved_is_found_and_what_stayed_is_left(fleet: Fleet, tmp_path: Pat
     assert found.fourier_verdict == "drifted"
     assert found.fourier is not None
     assert found.fourier.shift_excess == pytest.approx(0.2**2, rel=0.01)
+
+
+@pytest.mark.parametrize(("window_seconds", "verdict", "wanted"), [(6 * HOUR, "steady", 0.7), (HOUR, "drifted", 0.2)])
+def test_what_windows_of_the_training_rows_reach_is_no_drift(
+    fleet: Fleet, tmp_path: Path, window_seconds: int, verdict: str, wanted: float
+) -> None:
+    found = examine(fleet.prometheus, ask(fleet, tmp_path, window_seconds=window_seconds))
+    origin = by_name(found.features)["origin"]
+    assert (origin.verdict, origin.effect) == (verdict, wanted)
+    assert 0.2 < origin.psi_excess < 0.7
+    assert by_name(found.features)["carrier"].effect == found.thresholds.effect < wanted
+    assert found.notes()[1].startswith("Of 1 features, windows of")
 
 
 def test_edges_come_from_the_archive_of_the_version(fleet: Fleet, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tests.unit.deploy.node.real_edge import RealEdge, real_edge
 PROFILE = Profile(
     rows=10,
     features=(
-        Feature("delay", "number", (0.0,), (), (4, 5), 1),
+        Feature("delay", "number", (0.0,), (), (4, 5), 1, {"6h": 0.5, "7d": 0.125}),
         Feature("carrier", "category", (), ("UA", 'a"b\\c'), (6, 3, 1), 0),
         Feature("probability", "output", (), (), (10,), 0),
         Feature("class", "prediction", (), ("on time", "late"), (8, 2, 0), 0),
@@ -302,6 +302,15 @@ def test_a_version_of_thirty_features_has_800_series_at_most(real: RealEdge) -> 
     labels = 'bin="missing",feature="entropy",kind="prediction",model="flights",version="1"'
     assert f"shipway_feature_rows_total{{{labels}}}" in series
     assert 750 < len(series) + FEEDBACK_SERIES <= 800
+
+
+def test_what_is_usual_of_a_feature_is_told_by_window(layout: Layout) -> None:
+    found = samples(scrape(layout))
+    labels = 'feature="delay",kind="number",model="flights",version="1"'
+    assert {name: value for name, value in found.items() if name.startswith("shipway_feature_usual")} == {
+        f'shipway_feature_usual_psi_excess{{{labels},window="6h"}}': 0.5,
+        f'shipway_feature_usual_psi_excess{{{labels},window="7d"}}': 0.125,
+    }
 
 
 def test_random_fourier_features_are_sums_of_raised_dimensions(layout: Layout) -> None:
