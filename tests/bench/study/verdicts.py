@@ -1,9 +1,9 @@
-"""What the alerts would have said of the year, hour by hour, from what Prometheus has.
+"""What the alerts would have said of the months, hour by hour, from what Prometheus has.
 
-The recording rules are evaluated every minute and read what they recorded before: a year of that takes hours. So this
+The recording rules are evaluated every minute and read what they recorded before: months of that take hours. So this
 asks Prometheus for `increase(...[1h])`, as `shipway drift` does, adds hours up to the windows of the tiers, and applies
 the arithmetic of `monitoring.drift` with the thresholds of `monitoring.config`, which are those of the rules. An alert
-begins at a full hour, and an `hold` below an hour is over by then.
+begins at a full hour. Tiers shorter than an hour are left out: no 10 minutes have the rows that an alert wants.
 """
 
 from collections.abc import Mapping
@@ -21,31 +21,36 @@ from monitoring.rules.rule import increase
 
 HOUR = 3600
 DAY_HOURS, WEEK_HOURS = 24, 7 * 24
-WEEK = "1w"
-"""A window of the study's own, with the effect that the longest tier wants."""
+WEEK = "7d"
 
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Feature:
-    """One feature over the year."""
+class Judged:
+    """One feature in one window, at every full hour, [hours]."""
 
+    psi_excess: Array
+    alert: Bools
+    without_usual: Bools
+    """What the alert would be if nothing were known of windows of the training rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
     counts: Counts
     """By the hour."""
-    alerts: Mapping[str, Bools]
-    """By window, whether it alerts in each hour, [hours]."""
-    weekly: Array
-    """PSI excess of each week from the start on, [weeks]."""
-    natural: float
-    """The largest PSI excess of a week of training: what the weeks of one and the same distribution show."""
-    drifted: Bools
-    """Whether the week counts as drifted and is beyond what is natural, [weeks]."""
+    windows: Mapping[str, Judged]
 
     @property
     def name(self) -> str:
         return self.counts.feature
+
+    @property
+    def alert(self) -> Bools:
+        """Whether any of its windows alerts, [hours]."""
+        return np.any([one.alert for one in self.windows.values()], axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,69 +65,59 @@ class Quality:
     alert: Bools
     """AccuracyLow, [hours]."""
 
-    @property
-    def weekly(self) -> Array:
-        """[weeks, predicted, actual]"""
-        return weeks(self.confusion)
+    def accuracy(self, hours: int) -> Array:
+        """Of the labels of the `hours` up to each hour, [hours]."""
+        return drift.quality(rolling(self.confusion, hours)).accuracy
+
+    def actual(self, name: str, hours: int) -> Array:
+        """The share of labels that are of this class, of the `hours` up to each hour, [hours]."""
+        by_class = rolling(self.confusion, hours).sum(axis=-2)
+        return drift.shares(by_class)[:, self.classes.index(name)]
 
 
-def read(prometheus: Prometheus, model: str, version: int, start: int, end: int) -> tuple[list[Counts], Quality]:
-    """Counts by feature, and quality, from `start` to `end`, Unix times, by the hour."""
+def read(
+    prometheus: Prometheus, model: str, version: int, start: int, end: int, config: Config
+) -> tuple[list[Feature], Quality]:
+    """Every feature, and quality, from `start` to `end`, Unix times. Raises NoData and what Prometheus raises."""
     hours = (end - start) // HOUR
-    return [*read_features(prometheus, model, version, HOUR, hours, end).counts], _quality(
-        prometheus, model, hours, end
-    )
+    counts = read_features(prometheus, model, version, HOUR, hours, end).counts
+    return [judged(one, config) for one in counts], _quality(prometheus, model, hours, end, config)
 
 
-def judge(counts: Counts, config: Config, training_weeks: int) -> Feature:
-    """Every tier that is an hour or longer, and the week; the first weeks are those of training."""
+def judged(counts: Counts, config: Config) -> Feature:
+    """One feature in every tier that is an hour or longer."""
     limits = {"min_z": config.drift.z, "min_rows": config.drift.rows}
-    tiers = {window: (seconds(window) // HOUR, tier.effect) for window, tier in config.drift.tiers.items()}
     dispersion = trailing_dispersion(counts.live)
-    alerts = {}
-    for window, (hours, effect) in tiers.items():
-        if hours:  # within less than an hour there are not `rows` flights, ever: see `most_rows`
-            compared = drift.compare(rolling(counts.live, hours), counts.reference, dispersion)
-            alerts[window] = drift.drifted(compared, min_effect=effect, **limits)
-    of_weeks = dispersion[WEEK_HOURS - 1 :: WEEK_HOURS]
-    compared = drift.compare(weeks(counts.live), counts.reference, of_weeks)
-    natural = float(np.nanmax(compared.psi_excess[:training_weeks]))
-    effect = max(effect for _, effect in [tiers["1d"], (0, natural)])
-    return Feature(
-        counts=counts,
-        alerts=alerts,
-        weekly=compared.psi_excess,
-        natural=natural,
-        drifted=drift.drifted(compared, min_effect=effect, **limits),
-    )
+    windows = {}
+    for window, tier in config.drift.tiers.items():
+        if seconds(window) < HOUR:
+            continue
+        compared = drift.compare(rolling(counts.live, seconds(window) // HOUR), counts.reference, dispersion)
+        hold = seconds(tier.hold)
+        effect = max(tier.effect, counts.usual.get(window, 0.0))
+        alert, plain = (drift.drifted(compared, min_effect=each, **limits) for each in (effect, tier.effect))
+        windows[window] = Judged(compared.psi_excess, lasting(alert, hold), lasting(plain, hold))
+    return Feature(counts, windows)
 
 
-def _quality(prometheus: Prometheus, model: str, hours: int, end: int) -> Quality:
+def _quality(prometheus: Prometheus, model: str, hours: int, end: int, config: Config) -> Quality:
     query = increase(FEEDBACK, "1h", by="predicted, actual", where=selector("", model=model))
     labels = prometheus.range(query, end, HOUR, hours).by("predicted", "actual")
     classes = sorted({predicted for predicted, _ in labels})
-    confusion = np.stack(
-        [np.stack([np.nan_to_num(labels[one, other]) for other in classes], -1) for one in classes], -2
-    )
+    rows = [[np.nan_to_num(labels[predicted, actual]) for actual in classes] for predicted in classes]
+    confusion = np.moveaxis(np.array(rows), -1, 0)
     accuracy = f"max(max_over_time({selector(REFERENCE_ACCURACY.name, model=model)}[1d]))"
     reference = prometheus.instant(accuracy, end).samples[0].value
-    return Quality(tuple(classes), confusion, reference, np.zeros(hours, dtype=np.bool_))
+    return Quality(tuple(classes), confusion, reference, accuracy_low(confusion, reference, config))
 
 
-def accuracy_low(quality: Quality, config: Config) -> Bools:
+def accuracy_low(confusion: Array, reference: float, config: Config) -> Bools:
     """The alert AccuracyLow in each hour: the labels of a day say that accuracy fell by more than is allowed."""
-    day = rolling(quality.confusion, DAY_HOURS)
+    day = rolling(confusion, DAY_HOURS)
     labelled, hits = day.sum((-1, -2)), np.trace(day, axis1=-2, axis2=-1)
     _, high = drift.wilson_interval(hits, labelled, config.quality.sigmas)
-    low: Bools = high < quality.reference - config.quality.accuracy_drop
+    low: Bools = high < reference - config.quality.accuracy_drop
     return low & (labelled >= config.quality.labels)
-
-
-def weeks(counts: Array) -> Array:
-    """Sums over whole weeks, of counts [hours, ...]: [weeks, ...]. A rest of days is left out."""
-    whole = len(counts) // WEEK_HOURS
-    sums: Array = counts[: whole * WEEK_HOURS].reshape(whole, WEEK_HOURS, *counts.shape[1:]).sum(1)
-    return sums
 
 
 def rolling(counts: Array, hours: int) -> Array:
@@ -130,6 +125,15 @@ def rolling(counts: Array, hours: int) -> Array:
     total = np.concatenate((np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)))
     sums: Array = total[1:] - total[np.maximum(np.arange(1, len(total)) - hours, 0)]
     return sums
+
+
+def lasting(condition: Bools, hold_seconds: int) -> Bools:
+    """Where a condition [hours] holds and has held for `hold_seconds`; less than an hour is over by the next one."""
+    lasted = condition.copy()
+    for hours in range(1, hold_seconds // HOUR + 1):
+        lasted[hours:] &= condition[:-hours]
+        lasted[:hours] = False
+    return lasted
 
 
 def trailing_dispersion(counts: Array) -> Array:
@@ -142,4 +146,4 @@ def trailing_dispersion(counts: Array) -> Array:
 
 def beginnings(alert: Bools) -> list[int]:
     """Where a run of True begins."""
-    return np.flatnonzero(alert & ~np.concatenate(([False], alert[:-1]))).tolist()
+    return [int(hour) for hour in np.flatnonzero(alert & ~np.concatenate(([False], alert[:-1])))]
