@@ -56,8 +56,7 @@ REFERENCE_ROWS = Metric(
 )
 USUAL_PSI_EXCESS = Metric(
     "shipway_feature_usual_psi_excess",
-    "Largest PSI, beyond chance, of windows of the training rows against all of them; only above 0.01, and only of "
-    "training rows with times.",
+    "Largest PSI, beyond chance, of windows of the training rows against all of them; only of rows with times.",
     (*VERSION_LABELS, "feature", "kind", "window"),
 )
 CONFIDENCE_SUM = Metric(

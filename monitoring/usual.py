@@ -17,24 +17,22 @@ BEGINNINGS = 6
 """A window begins every sixth of its length, because alerts do not wait for midnight."""
 MAX_WINDOWS = 10_000
 """Of more, so many are looked at, evenly spaced."""
-NEGLIGIBLE = 0.01
-"""A mean that moves by a tenth of a standard deviation: less than any alert wants."""
 
 
 def usual_psi_excess(
     bins: npt.NDArray[np.int64], size: int, times: npt.NDArray[np.int64]
 ) -> Mapping[DriftWindow, float]:
-    """The largest PSI excess by window of the alerts, where it is more than NEGLIGIBLE.
+    """The largest PSI excess by window of the alerts, at least 0.
 
     `bins` [n] are the rows' bins, out of `size`, `times` [n] their Unix times. A window in which training rows never
     were as many as an alert wants is left out: nothing is known of it.
     """
     found = {window: _largest(bins, size, times, seconds(window)) for window in get_args(DriftWindow)}
-    return {window: excess for window, excess in found.items() if excess > NEGLIGIBLE}
+    return {window: excess for window, excess in found.items() if excess is not None}
 
 
-def _largest(bins: npt.NDArray[np.int64], size: int, times: npt.NDArray[np.int64], window_seconds: int) -> float:
-    """0 without a window of enough rows."""
+def _largest(bins: npt.NDArray[np.int64], size: int, times: npt.NDArray[np.int64], window_seconds: int) -> float | None:
+    """None without a window of enough rows."""
     step = window_seconds // BEGINNINGS
     steps, place = np.unique(times // step, return_inverse=True)
     counts = np.bincount(place * size + bins, minlength=len(steps) * size).reshape(-1, size)
@@ -44,6 +42,8 @@ def _largest(bins: npt.NDArray[np.int64], size: int, times: npt.NDArray[np.int64
     rows = until[1:].sum(axis=1) - until[first].sum(axis=1)
     whole = steps - steps[0] >= BEGINNINGS - 1
     enough = np.flatnonzero(whole & (rows >= Drift().rows))
-    chosen = enough[:: -(-len(enough) // MAX_WINDOWS) or 1]
+    if not len(enough):
+        return None
+    chosen = enough[:: -(-len(enough) // MAX_WINDOWS)]
     excess = compare(until[chosen + 1] - until[first[chosen]], counts.sum(axis=0)).psi_excess
     return float(excess.max(initial=0.0))

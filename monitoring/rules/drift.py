@@ -123,14 +123,16 @@ def _scores(window: DriftWindow) -> Iterator[Record]:
 def _alerts(window: DriftWindow, config: Config) -> Iterator[Alert]:
     drift, one = config.drift, config.drift.tiers[window]
     enough = f"and shipway_feature:rows_effective:{window} >= {drift.rows}"
+    # Where training rows have times: and the window is full, because a part of it moves further than the whole.
     usual = f'max by ({FEATURE}) ({USUAL_PSI_EXCESS.name}{{window="{window}"}})'
+    beyond = f"shipway_feature:psi_excess:{window} > {usual} and shipway_feature:rows:{window} offset {window}"
     for name, kinds, what in (("FeatureDrift", INPUTS, "input"), ("PredictionDrift", PREDICTIONS, "prediction")):
         yield _alert(
             name,
             window,
             one,
             f'shipway_feature:psi_excess:{window}{{kind=~"{kinds}"}} > {one.effect:g}\n'
-            f"unless (shipway_feature:psi_excess:{window} <= {usual})\n"
+            f"unless ({usual} unless ({beyond}))\n"
             f"and shipway_feature:z:{window} > {drift.z:g}\n{enough}",
             f"The {what} {{{{ $labels.feature }}}} of {{{{ $labels.model }}}} is not what it was in training",
             f'Within {window} its distribution has moved by a PSI of {{{{ printf "%.3f" $value }}}} more than chance '

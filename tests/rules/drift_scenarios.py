@@ -140,12 +140,15 @@ def _tier(name: str, window: str, made: Mapping[tuple[str, str], Drift]) -> Scen
         )
         if feature.endswith("_usual"):
             series |= _usual(feature, kind, window, effect, last)
-    if long:  # a version that is half as old as the window: an average would invent the other half
-        young = _shifted(ROWS * 4, 0.5, 1.0)
-        made = {**made, ("young", "number"): young}
-        series |= _profile("young", "number", PROFILE, last)
-        since = last - minutes // 2 + 1
-        series |= _sampled("young", "number", young.live / (minutes // 2), last, every, since)
+    if long:
+        # A version that is half as old as the window: an average would invent the other half, and of what is usual of
+        # whole windows it says nothing.
+        young, since = _shifted(ROWS * 4, 0.5, 1.0), last - minutes // 2 + 1
+        for feature in ("young", "young_usual"):
+            made = {**made, (feature, "number"): young}
+            series |= _profile(feature, "number", PROFILE, last)
+            series |= _sampled(feature, "number", young.live / (minutes // 2), last, every, since)
+        series |= _usual("young_usual", "number", window, young.psi_excess / USUAL / 2, last)
     return Scenario(
         name,
         last,
@@ -236,6 +239,8 @@ def _alerts(window: str, effect: float, made: Mapping[tuple[str, str], Drift]) -
 
     def moved(name: str, drift: Drift) -> bool:
         wanted = effect * USUAL if name.endswith("_usual") else effect
+        if name == "young_usual":
+            return False
         return drift.psi_excess > wanted and drift.z > Z and drift.effective >= ROWS
 
     def missing(_: str, drift: Drift) -> bool:

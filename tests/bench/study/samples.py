@@ -3,7 +3,15 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from monitoring.names import CONFIDENCE_SUM, FEATURE_ROWS, FEEDBACK, REFERENCE_ACCURACY, REFERENCE_ROWS, ROWS, USUAL_PSI_EXCESS
+from monitoring.names import (
+    CONFIDENCE_SUM,
+    FEATURE_ROWS,
+    FEEDBACK,
+    REFERENCE_ACCURACY,
+    REFERENCE_ROWS,
+    ROWS,
+    USUAL_PSI_EXCESS,
+)
 
 KEPT = tuple(
     one.name for one in (FEATURE_ROWS, REFERENCE_ROWS, USUAL_PSI_EXCESS, ROWS, CONFIDENCE_SUM, REFERENCE_ACCURACY)

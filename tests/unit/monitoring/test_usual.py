@@ -35,21 +35,16 @@ def test_each_window_knows_the_most_that_its_rows_have_moved(per_day: int) -> No
             if last - first >= 100:
                 counts = np.bincount(bins[first:last], minlength=6)
                 every.append(compare(counts, np.bincount(bins, minlength=6)).psi_excess)
-        expected = max(every, default=0.0)
-        if expected > 0.01:
-            assert found[window] == pytest.approx(expected, rel=1e-9)
-        else:
-            assert window not in found
+        assert found.get(window) == (pytest.approx(max(0.0, *every), rel=1e-9) if every else None)
     # A quarter of a day has a bin of its own, a whole day has all.
-    assert found["6h"] > 0.2
+    assert found["6h"] > 0.2 > found["1d"]
     assert ("10m" in found) is (per_day > 900)
-    assert "1d" not in found or found["1d"] < 0.1
 
 
-def test_rows_without_rhythm_have_nothing_usual() -> None:
+def test_rows_without_rhythm_have_hardly_anything_usual() -> None:
     random = np.random.default_rng(2)
     times = START + np.sort(random.integers(0, 60 * DAY, 300_000))
-    assert "1d" not in usual_psi_excess(random.integers(0, 4, 300_000), 5, times)
+    assert max(usual_psi_excess(random.integers(0, 4, 300_000), 5, times)[window] for window in ("1d", "7d")) < 0.01
 
 
 def test_few_rows_say_nothing() -> None:
