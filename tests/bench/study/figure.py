@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from monitoring.config import DRIFT_TIERS
 from tests.bench.study.verdicts import DAY_HOURS, HOUR, WEEK_HOURS, Bools, Feature, Quality
 
-COLOURS = {"1h": "#7b3294", "6h": "#2166ac", "1d": "#4daf4a", "7d": "#e08214"}
+COLOURS = {  # from the shortest window to the longest
+    "1h": "#7b3294",
+    "6h": "#2166ac",
+    "1d": "#4daf4a",
+    "7d": "#e08214",
+}
 DAY_SECONDS = DAY_HOURS * HOUR
 
 
@@ -36,19 +40,19 @@ def draw(target: Path, start: int, features: Sequence[Feature], quality: Quality
     above.legend(ncols=5, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
 
     # Of the windows that alert, the longest is at the bottom and the shortest on top of it.
-    for window in sorted(COLOURS, key=list(DRIFT_TIERS).index, reverse=True):
+    for window, colour in reversed(COLOURS.items()):
         for place, feature in enumerate(features):
             for first, last in runs(feature.windows[window].alert):
                 begin, end = start + HOUR * (first + 1), start + HOUR * (last + 1)
                 width = max(end - begin, DAY_SECONDS // 2)  # an hour alone would be thinner than a line
                 spans = [(np.datetime64(begin, "s"), np.timedelta64(width, "s"))]
-                below.broken_barh(spans, (place - 0.4, 0.8), color=COLOURS[window], linewidth=0)
+                below.broken_barh(spans, (place - 0.4, 0.8), color=colour, linewidth=0)
     below.set_yticks(range(len(features)), [feature.name for feature in features], fontsize=7)
     below.set_ylim(len(features) - 0.4, -0.6)
     below.grid(axis="x", color="0.9")
     below.set_axisbelow(True)
-    below.xaxis.set_major_locator(MonthLocator())
-    below.xaxis.set_major_formatter(DateFormatter("%b"))
+    below.xaxis.set_major_locator(MonthLocator())  # type: ignore[no-untyped-call]
+    below.xaxis.set_major_formatter(DateFormatter("%b"))  # type: ignore[no-untyped-call]
     below.set_xlim(np.datetime64(start, "s"), ends[-1])
     for window, colour in COLOURS.items():
         below.plot([], [], color=colour, linewidth=5, label=f"drift within {window}")

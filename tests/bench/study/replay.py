@@ -51,7 +51,7 @@ def replay(place: Place, times: Timetable, report: Callable[[str], None]) -> Non
     with ExitStack() as stack:
         node = stack.enter_context(servers.node("node", place.packaged, directory, probe))
         edge = http.client.HTTPConnection(*node.address, timeout=TIMEOUT_SECONDS)
-        metrics = http.client.HTTPConnection(urlsplit(node.metrics_url).netloc, timeout=TIMEOUT_SECONDS)
+        metrics = http.client.HTTPConnection(str(urlsplit(node.metrics_url).netloc), timeout=TIMEOUT_SECONDS)
         for connection in (edge, metrics):
             stack.enter_context(closing(connection))
         lines = _scrapes(place.packaged, times, edge, metrics, report)

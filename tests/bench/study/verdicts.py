@@ -50,7 +50,8 @@ class Feature:
     @property
     def alert(self) -> Bools:
         """Whether any of its windows alerts, [hours]."""
-        return np.any([one.alert for one in self.windows.values()], axis=0)
+        any_of_them: Bools = np.any([one.alert for one in self.windows.values()], axis=0)
+        return any_of_them
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +89,16 @@ def judged(counts: Counts, config: Config) -> Feature:
     """One feature in every tier that is an hour or longer."""
     limits = {"min_z": config.drift.z, "min_rows": config.drift.rows}
     dispersion = trailing_dispersion(counts.live)
-    windows = {}
+    windows: dict[str, Judged] = {}
     for window, tier in config.drift.tiers.items():
         if seconds(window) < HOUR:
             continue
-        compared = drift.compare(rolling(counts.live, seconds(window) // HOUR), counts.reference, dispersion)
-        hold = seconds(tier.hold)
+        hours, hold = seconds(window) // HOUR, seconds(tier.hold)
+        compared = drift.compare(rolling(counts.live, hours), counts.reference, dispersion)
         effect = max(tier.effect, counts.usual.get(window, 0.0))
         alert, plain = (drift.drifted(compared, min_effect=each, **limits) for each in (effect, tier.effect))
+        if window in counts.usual:
+            alert[:hours] = False  # a window that is not full yet
         windows[window] = Judged(compared.psi_excess, lasting(alert, hold), lasting(plain, hold))
     return Feature(counts, windows)
 
@@ -116,8 +119,8 @@ def accuracy_low(confusion: Array, reference: float, config: Config) -> Bools:
     day = rolling(confusion, DAY_HOURS)
     labelled, hits = day.sum((-1, -2)), np.trace(day, axis1=-2, axis2=-1)
     _, high = drift.wilson_interval(hits, labelled, config.quality.sigmas)
-    low: Bools = high < reference - config.quality.accuracy_drop
-    return low & (labelled >= config.quality.labels)
+    low: Bools = (high < reference - config.quality.accuracy_drop) & (labelled >= config.quality.labels)
+    return low
 
 
 def rolling(counts: Array, hours: int) -> Array:
