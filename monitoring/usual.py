@@ -19,9 +19,7 @@ MAX_WINDOWS = 10_000
 """Of more, so many are looked at, evenly spaced."""
 
 
-def usual_psi_excess(
-    bins: npt.NDArray[np.int64], size: int, times: npt.NDArray[np.int64]
-) -> Mapping[DriftWindow, float]:
+def usual_psi_excess(bins: npt.NDArray[np.int64], size: int, times: npt.NDArray[np.int64]) -> Mapping[str, float]:
     """The largest PSI excess by window of the alerts, at least 0.
 
     `bins` [n] are the rows' bins, out of `size`, `times` [n] their Unix times. A window in which training rows never
