@@ -14,11 +14,11 @@ from rich.table import Table
 
 from deploy.errors import NotPackaged
 from deploy.packaged import packaged_digest
-from deploy.prometheus import Array, Prometheus, duration_text
+from deploy.prometheus import Array, Prometheus, duration_text, selector
 from deploy.traffic import Counts, Features, Fourier, choose, read_features, read_fourier, versions
 from model_store.archive import archive_name, read_member
 from model_store.errors import ModelStoreError
-from monitoring import config
+from monitoring import config, names
 from monitoring.drift import drifted
 from monitoring.profile import Profile, ProfileInvalid
 from monitoring.rules.drift import DISPERSION
@@ -79,7 +79,7 @@ class Judged:
     """What `psi_excess` must be above."""
     z: float
     verdict: str
-    """drifted, steady, too few rows, or no profile."""
+    """drifted, steady, too few rows, too young, or no profile."""
     words: str
     """What moved."""
     edges: tuple[float, ...] | None
@@ -158,7 +158,7 @@ class Drift:
     def headline(self) -> str:
         """One sentence with the counts, so that no table still says something."""
         verdicts = [one.verdict for one in self.features]
-        others = {verdict: verdicts.count(verdict) for verdict in ("too few rows", "no profile")}
+        others = {verdict: verdicts.count(verdict) for verdict in ("too few rows", "too young", "no profile")}
         return (
             f"{self.model} version {self.version}, the last {duration_text(self.window_seconds)} to {_utc(self.at)}: "
             f"{self.versions.get(self.version, 0):,.0f} rows; {len(self.drifted)} of {len(verdicts)} features drifted"
@@ -201,6 +201,7 @@ def examine(prometheus: Prometheus, asked: Question) -> Drift:
     rows = versions(prometheus, model, window_seconds, at)
     version = choose(prometheus, model, asked.version, rows, window_seconds)
     features = read_features(prometheus, model, version, window_seconds, 1, at)
+    full = _was_there(prometheus, model, version, at - config.seconds(asked.thresholds.window))
     fourier = read_fourier(prometheus, model, version, window_seconds, at)
     return Drift(
         model=model,
@@ -210,7 +211,7 @@ def examine(prometheus: Prometheus, asked: Question) -> Drift:
         at=at,
         prometheus=prometheus.url,
         thresholds=asked.thresholds,
-        features=_judged(features, asked.thresholds, read_edges(asked.archives_dir, model, version)),
+        features=_judged(features, asked.thresholds, read_edges(asked.archives_dir, model, version), full=full),
         fourier=fourier,
         fourier_verdict=_fourier_verdict(fourier, asked.thresholds) if fourier else "",
         dispersion_is_recorded=features.dispersion_is_recorded,
@@ -227,25 +228,34 @@ def read_edges(archives_dir: Path, model: str, version: int) -> Edges:
     return {}
 
 
-def _judged(features: Features, thresholds: Thresholds, edges: Edges) -> tuple[Judged, ...]:
-    judged = [_judge(one, thresholds, edges.get((one.feature, one.kind))) for one in features.counts]
+def _was_there(prometheus: Prometheus, model: str, version: int, at: float) -> bool:
+    rows = selector(names.ROWS.name, model=model, version=str(version))
+    return bool(prometheus.instant(f"max({rows})", at).samples)
+
+
+def _judged(features: Features, thresholds: Thresholds, edges: Edges, *, full: bool) -> tuple[Judged, ...]:
+    judged = [_judge(one, thresholds, edges.get((one.feature, one.kind)), full=full) for one in features.counts]
     return tuple(sorted(judged, key=lambda one: -np.nan_to_num(one.psi_excess, nan=-np.inf)))
 
 
-def _judge(counts: Counts, thresholds: Thresholds, edges: tuple[float, ...] | None) -> Judged:
+def _judge(counts: Counts, thresholds: Thresholds, edges: tuple[float, ...] | None, *, full: bool) -> Judged:
+    """`full` says that the version was there a whole window ago, as what is usual of such windows wants it."""
     compared = counts.compared()
     ordered = is_ordered(counts.feature, counts.kind)
     # Bins are one more than edges, and `missing`: else the archive here is not what the nodes run.
     known = edges if ordered and edges is not None and len(edges) == len(counts.labels) - 2 else None
-    effect = max(thresholds.effect, counts.usual.get(thresholds.window, 0.0))
+    usual = counts.usual.get(thresholds.window)
+    effect = max(thresholds.effect, usual or 0.0)
     beyond = drifted(compared, min_effect=effect, min_z=thresholds.z, min_rows=thresholds.rows)
     rows_effective = float(compared.rows_effective[-1])
     if not counts.reference.sum():
         verdict = "no profile"
     elif rows_effective < thresholds.rows:
         verdict = "too few rows"
+    elif not beyond[-1]:
+        verdict = "steady"
     else:
-        verdict = "drifted" if beyond[-1] else "steady"
+        verdict = "drifted" if full or usual is None else "too young"
     return Judged(
         counts=counts,
         live=counts.live[-1],

@@ -146,7 +146,7 @@ def the_year(**instead: Bools) -> tuple[list[Feature], Quality]:
     """Late in July and punctual in September, and both seen."""
     late = np.where(between(25, 60), 0.4, np.where(between(85, 122), 0.1, 0.2))
     seen = {"hot": between(7, 110), "delayed": between(33, 60) | between(94, 110), "other": between(93, 110)}
-    return a_year(**{**seen, "low": between(10, 40), "late": late, **instead})  # type: ignore[arg-type]
+    return a_year(**{**seen, "low": between(10, 40), "late": late, **instead})
 
 
 def found(**instead: Bools) -> dict[str, Season]:

@@ -72,7 +72,7 @@ def _history(end: float) -> History:
         ):
             history.add("shipway_feedback_total", rows * share, **one, predicted=predicted, actual=actual)
         history.add("shipway_reference_accuracy", 0.9, **one)
-        for window, excess in (("1h", 0.2), ("6h", 0.7)):
+        for window, excess in (("1h", 0.2), ("6h", 0.7), ("1d", 0.2)):
             its = {"feature": "origin", "kind": "category", "window": window}
             history.add("shipway_feature_usual_psi_excess", excess, **one, **its)
         for dimension in range(8):

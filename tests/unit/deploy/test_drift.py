@@ -68,7 +68,10 @@ def test_what_moved_is_found_and_what_stayed_is_left(fleet: Fleet, tmp_path: Pat
     assert found.fourier.shift_excess == pytest.approx(0.2**2, rel=0.01)
 
 
-@pytest.mark.parametrize(("window_seconds", "verdict", "wanted"), [(6 * HOUR, "steady", 0.7), (HOUR, "drifted", 0.2)])
+@pytest.mark.parametrize(
+    ("window_seconds", "verdict", "wanted"),
+    [(6 * HOUR, "steady", 0.7), (HOUR, "drifted", 0.2), (24 * HOUR, "too young", 0.2)],
+)
 def test_what_windows_of_the_training_rows_reach_is_no_drift(
     fleet: Fleet, tmp_path: Path, window_seconds: int, verdict: str, wanted: float
 ) -> None:
