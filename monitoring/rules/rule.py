@@ -80,8 +80,11 @@ def total(sampled: str, window: Duration, *, every: Duration = SAMPLED, ago: Dur
 
 
 def total_of_hours(hourly: str, window: Duration) -> str:
-    """The same from a recorded increase over an hour, to the last full hour: a sixtieth of the samples."""
-    return f"sum_over_time({hourly}[{seconds(window) - 1}s:1h])"
+    """The same from a recorded increase over an hour, to the last full hour: a sixtieth of the samples.
+
+    Before a version's first full hour, what there is of it.
+    """
+    return f"sum_over_time({hourly}[{seconds(window) - 1}s:1h])\nor {hourly}"
 
 
 def wilson_hilferty(ratio: str, degrees: str) -> str:
