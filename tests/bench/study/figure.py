@@ -57,8 +57,8 @@ def draw(target: Path, start: int, features: Sequence[Feature], quality: Quality
     for window, colour in COLOURS.items():
         below.plot([], [], color=colour, linewidth=5, label=f"drift within {window}")
     below.legend(ncols=4, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    # Words as words, and nothing by chance or by the clock.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
+    # Nothing by chance or by the clock.
+    with mpl.rc_context({"svg.hashsalt": "study"}):
         figure.savefig(target, format="svg", metadata={"Date": None})
 
 
