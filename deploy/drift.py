@@ -14,11 +14,11 @@ from rich.table import Table
 
 from deploy.errors import NotPackaged
 from deploy.packaged import packaged_digest
-from deploy.prometheus import Array, Prometheus, duration_text
+from deploy.prometheus import Array, Prometheus, duration_text, selector
 from deploy.traffic import Counts, Features, Fourier, choose, read_features, read_fourier, versions
 from model_store.archive import archive_name, read_member
 from model_store.errors import ModelStoreError
-from monitoring import config
+from monitoring import config, names
 from monitoring.drift import drifted
 from monitoring.profile import Profile, ProfileInvalid
 from monitoring.rules.drift import DISPERSION
@@ -32,8 +32,10 @@ Edges = Mapping[tuple[str, str], tuple[float, ...]]
 class Thresholds:
     """Effect, significance and rows: all three are wanted before anything counts as drifted."""
 
+    window: str
+    """Of the alerts' tier that they are those of."""
     effect: float
-    """Of a feature: PSI excess."""
+    """Of a feature: PSI excess. One whose training rows reach more in such a window wants more than that."""
     rff_effect: float
     """Of random Fourier features: mean square shift, in variances."""
     z: float
@@ -42,9 +44,10 @@ class Thresholds:
     @classmethod
     def of(cls, limits: config.Drift, window_seconds: float) -> Self:
         """What the alerts want of the longest of their windows that is no longer; of their shortest, below that."""
-        tiers = sorted((config.seconds(window), tier.effect) for window, tier in limits.tiers.items())
-        _, effect = max((one for one in tiers if one[0] <= window_seconds), default=tiers[0])
-        return cls(effect=effect, rff_effect=limits.rff_effect, z=limits.z, rows=limits.rows)
+        windows = sorted(limits.tiers, key=config.seconds)
+        fitting = [window for window in windows if config.seconds(window) <= window_seconds] or windows[:1]
+        window, effect = fitting[-1], limits.tiers[fitting[-1]].effect
+        return cls(window=window, effect=effect, rff_effect=limits.rff_effect, z=limits.z, rows=limits.rows)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,11 @@ class Judged:
     rows: float
     rows_effective: float
     psi_excess: float
+    effect: float
+    """What `psi_excess` must be above."""
     z: float
     verdict: str
-    """drifted, steady, too few rows, or no profile."""
+    """drifted, steady, too few rows, too young, or no profile."""
     words: str
     """What moved."""
     edges: tuple[float, ...] | None
@@ -92,6 +97,7 @@ class Judged:
             "kind": self.counts.kind,
             "verdict": self.verdict,
             "psi_excess": _or_none(self.psi_excess),
+            "effect": self.effect,
             "z": _or_none(self.z),
             "rows": self.rows,
             "rows_effective": self.rows_effective,
@@ -152,7 +158,7 @@ class Drift:
     def headline(self) -> str:
         """One sentence with the counts, so that no table still says something."""
         verdicts = [one.verdict for one in self.features]
-        others = {verdict: verdicts.count(verdict) for verdict in ("too few rows", "no profile")}
+        others = {verdict: verdicts.count(verdict) for verdict in ("too few rows", "too young", "no profile")}
         return (
             f"{self.model} version {self.version}, the last {duration_text(self.window_seconds)} to {_utc(self.at)}: "
             f"{self.versions.get(self.version, 0):,.0f} rows; {len(self.drifted)} of {len(verdicts)} features drifted"
@@ -164,6 +170,11 @@ class Drift:
         limits = self.thresholds
         wanted = f"PSI excess above {limits.effect:g}, z above {limits.z:g}, at least {limits.rows:g} effective rows"
         notes = [f"Drifted is what has all three: {wanted}."]
+        if usual := sum(one.effect > limits.effect for one in self.features):
+            notes.append(
+                f"Of {usual} features, windows of {limits.window} within the training rows reach more than that "
+                "themselves: these drifted only where they moved further."
+            )
         if self.fourier:
             found = (
                 f"mean square shift {self.fourier.shift_excess:z.3f} (allowed {limits.rff_effect:g}), "
@@ -190,6 +201,7 @@ def examine(prometheus: Prometheus, asked: Question) -> Drift:
     rows = versions(prometheus, model, window_seconds, at)
     version = choose(prometheus, model, asked.version, rows, window_seconds)
     features = read_features(prometheus, model, version, window_seconds, 1, at)
+    full = _was_there(prometheus, model, version, at - config.seconds(asked.thresholds.window))
     fourier = read_fourier(prometheus, model, version, window_seconds, at)
     return Drift(
         model=model,
@@ -199,7 +211,7 @@ def examine(prometheus: Prometheus, asked: Question) -> Drift:
         at=at,
         prometheus=prometheus.url,
         thresholds=asked.thresholds,
-        features=_judged(features, asked.thresholds, read_edges(asked.archives_dir, model, version)),
+        features=_judged(features, asked.thresholds, read_edges(asked.archives_dir, model, version), full=full),
         fourier=fourier,
         fourier_verdict=_fourier_verdict(fourier, asked.thresholds) if fourier else "",
         dispersion_is_recorded=features.dispersion_is_recorded,
@@ -216,30 +228,41 @@ def read_edges(archives_dir: Path, model: str, version: int) -> Edges:
     return {}
 
 
-def _judged(features: Features, thresholds: Thresholds, edges: Edges) -> tuple[Judged, ...]:
-    judged = [_judge(one, thresholds, edges.get((one.feature, one.kind))) for one in features.counts]
+def _was_there(prometheus: Prometheus, model: str, version: int, at: float) -> bool:
+    rows = selector(names.ROWS.name, model=model, version=str(version))
+    return bool(prometheus.instant(f"max({rows})", at).samples)
+
+
+def _judged(features: Features, thresholds: Thresholds, edges: Edges, *, full: bool) -> tuple[Judged, ...]:
+    judged = [_judge(one, thresholds, edges.get((one.feature, one.kind)), full=full) for one in features.counts]
     return tuple(sorted(judged, key=lambda one: -np.nan_to_num(one.psi_excess, nan=-np.inf)))
 
 
-def _judge(counts: Counts, thresholds: Thresholds, edges: tuple[float, ...] | None) -> Judged:
+def _judge(counts: Counts, thresholds: Thresholds, edges: tuple[float, ...] | None, *, full: bool) -> Judged:
+    """`full` says that the version was there a whole window ago, as what is usual of such windows wants it."""
     compared = counts.compared()
     ordered = is_ordered(counts.feature, counts.kind)
     # Bins are one more than edges, and `missing`: else the archive here is not what the nodes run.
     known = edges if ordered and edges is not None and len(edges) == len(counts.labels) - 2 else None
-    beyond = drifted(compared, min_effect=thresholds.effect, min_z=thresholds.z, min_rows=thresholds.rows)
+    usual = counts.usual.get(thresholds.window)
+    effect = max(thresholds.effect, usual or 0.0)
+    beyond = drifted(compared, min_effect=effect, min_z=thresholds.z, min_rows=thresholds.rows)
     rows_effective = float(compared.rows_effective[-1])
     if not counts.reference.sum():
         verdict = "no profile"
     elif rows_effective < thresholds.rows:
         verdict = "too few rows"
+    elif not beyond[-1]:
+        verdict = "steady"
     else:
-        verdict = "drifted" if beyond[-1] else "steady"
+        verdict = "drifted" if full or usual is None else "too young"
     return Judged(
         counts=counts,
         live=counts.live[-1],
         rows=float(compared.rows[-1]),
         rows_effective=rows_effective,
         psi_excess=float(compared.psi_excess[-1]),
+        effect=effect,
         z=float(compared.z[-1]),
         verdict=verdict,
         words=what_moved(counts.labels, counts.reference, counts.live[-1], ordered=ordered, edges=known),

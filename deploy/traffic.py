@@ -4,7 +4,7 @@ Counters are increased over a window first and then summed over nodes, so restar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Counts:
     """Rows seen, [windows, bins]."""
     dispersion: float
     """How many rows in a burst count as one; 1 where none is recorded."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """By window of the alerts, PSI excess that windows of the training rows reach themselves."""
 
     def compared(self) -> drift.Comparison:
         """Each window against the profile, [windows]."""
@@ -105,6 +107,8 @@ def read_features(
         "live": f"sum by ({by}) (increase({selector(names.FEATURE_ROWS.name, **one)}[{window}]))",
         # Over the whole span: a version that was taken out of service within it still had its profile.
         "reference": f"max by ({by}) (max_over_time({selector(names.REFERENCE_ROWS.name, **one)}[{span}]))",
+        "usual": "max by (feature, kind, window) "
+        f"(max_over_time({selector(names.USUAL_PSI_EXCESS.name, **one)}[{span}]))",
         "dispersion": f"max by (feature, kind) (last_over_time({selector(DISPERSION, model=model)}[{span}]))",
     }
     found = prometheus.range(queries["live"], at, window_seconds, windows)
@@ -116,9 +120,13 @@ def read_features(
         )
         raise NoData(prometheus.url, wanted, f"the last {span}", "the version may have none", advice)
     reference = prometheus.instant(queries["reference"], at).by("feature", "kind", "bin")
+    usual = prometheus.instant(queries["usual"], at).by("feature", "kind", "window")
     dispersion = prometheus.instant(queries["dispersion"], at).by("feature", "kind")
     counts = tuple(
-        _counts(feature, kind, live, reference, dispersion.get((feature, kind), 1.0))
+        replace(
+            _counts(feature, kind, live, reference, dispersion.get((feature, kind), 1.0)),
+            usual={window: excess for (*its, window), excess in usual.items() if its == [feature, kind]},
+        )
         for feature, kind in sorted({(feature, kind) for feature, kind, _ in live})
     )
     return Features(counts, found.times, bool(dispersion), queries)

@@ -20,6 +20,7 @@ from handlers import server
 from handlers.answer import EXPLAINER, GRPC, HTTP, NO_ID, ROWS, Answer, Call, fail
 from handlers.bucketing import in_calls
 from handlers.errors import (
+    ArchiveUnusable,
     DeadlineExpired,
     HandlerError,
     InvalidRequest,
@@ -188,6 +189,7 @@ class BaseHandler(ABC):
     def _predict(self, items: list[Item], inputs: list[Array]) -> None:
         try:
             outputs = self.run(inputs)
+            self._check_profile(items, inputs, outputs)
         except Exception as error:  # noqa: BLE001 - it is the model's, and every item still gets an answer
             self._after_failure(items, error)
             return
@@ -281,6 +283,17 @@ class BaseHandler(ABC):
         except Exception:
             logger.exception("a batch was answered but not counted")
             self._metrics.monitor_error(sum(clients))
+
+    def _check_profile(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
+        """ArchiveUnusable for a golden set whose rows cannot be counted, so that such a version is never ready."""
+        if not self._drift.measures or not any(item.call.replay for item in items):
+            return
+        try:
+            self._drift.found(self.measure(inputs, outputs))
+        except Exception as error:
+            raise ArchiveUnusable(
+                f"profile.json does not fit what the handler measures: {error}; package the version again"
+            ) from error
 
     def _tell(self, items: list[Item], outputs: list[Array]) -> None:
         """Say what was predicted, for labels that may come; a fault in it costs as little as one in counting."""

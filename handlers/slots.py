@@ -85,18 +85,7 @@ class DriftCounter:
 
     def count(self, measured: Measured) -> None:
         """Count the rows of a batch, all of them or, where it raises, none."""
-        values, codes = [measured.numbers, measured.outputs], [measured.codes]
-        confidence, sums = 0, None
-        if measured.probabilities is not None:
-            found, sure = predicted(measured.probabilities)
-            values.append(sure)
-            codes.append(found)
-            confidence = sum([int(UNIT * min(each, 1.0)) for each in sure[:, 0].tolist() if each > 0])
-        bins = self._binner(values, codes)
-        if self._rff is not None and measured.vectors is not None:
-            # Each row is rounded by itself, so that sums of rounded rows add up exactly.
-            sums = np.rint((self._rff(measured.vectors) + CUT) * UNIT).astype(np.int64).sum(axis=0)
-        # Nothing that may raise comes after this.
+        bins, confidence, sums = self.found(measured)
         if len(bins) == 1:
             self._bins[bins[0]] += 1  # a row's bins differ, so plain indexing counts each once
         else:
@@ -105,6 +94,28 @@ class DriftCounter:
             self._sums += sums
         self._counts[_CONFIDENCE] += confidence
         self._counts[_ROWS] += len(bins)
+
+    def found(self, measured: Measured) -> tuple[IntArray, int, IntArray | None]:
+        """What `count` adds for a batch: its rows' bins, their confidence, and the sums of a map. All that may raise.
+
+        ValueError where the rows are not those that the profile was made of.
+        """
+        values, codes = [measured.numbers, measured.outputs], [measured.codes]
+        confidence, sums = 0, None
+        if measured.probabilities is not None:
+            found, sure = predicted(measured.probabilities)
+            values.append(sure)
+            codes.append(found)
+            confidence = sum([int(UNIT * min(each, 1.0)) for each in sure[:, 0].tolist() if each > 0])
+        bins = self._binner(values, codes)
+        if self._rff is not None:
+            width = 0 if measured.vectors is None else measured.vectors.shape[1]
+            if measured.vectors is None or width != len(self._rff.frequencies):
+                taken = len(self._rff.frequencies)
+                raise ValueError(f"its random Fourier features are of {taken} values a row; the handler gives {width}")
+            # Each row is rounded by itself, so that sums of rounded rows add up exactly.
+            sums = np.rint((self._rff(measured.vectors) + CUT) * UNIT).astype(np.int64).sum(axis=0)
+        return bins, confidence, sums
 
     def count_rows(self, rows: int) -> None:
         """Count rows whose values stand in no profile."""

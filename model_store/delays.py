@@ -64,7 +64,7 @@ def train(console: Console, plan: None = None) -> Trained:
         schema=SCHEMA.to_json(),
         golden=tables.golden_inputs(flights.to_columns(validation.iloc[chosen], SCHEMA.names), SCHEMA),
         data_digest=data.digest,
-        reference=Reference((numbers, codes)),
+        reference=Reference((numbers, codes), times=training[flights.DEPARTED].to_numpy()),
         metrics=metrics,
         params={"training_rows": len(training), "validation_rows": len(validation)},
     )

@@ -52,13 +52,6 @@ class Table:
     label: npt.NDArray[np.bool_]
     """[n]"""
 
-    def thinned(self, rows: int | None) -> "Table":
-        """At most `rows` rows, evenly spaced."""
-        if rows is None or rows >= len(self.label):
-            return self
-        chosen = np.linspace(0, len(self.label) - 1, rows).astype(np.int64)
-        return Table(self.numbers[chosen], self.codes[chosen], self.label[chosen])
-
 
 @dataclass(frozen=True)
 class Epoch:

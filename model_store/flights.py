@@ -50,6 +50,8 @@ _FILES = ("flights.csv.zip", "weather.csv", "planes.csv")
 PERIODS: Mapping[str, float] = {"sched_dep_minute": 1440, "sched_arr_minute": 1440, "day_of_week": 7, "wind_dir": 360}
 """The numbers that come round, and when."""
 
+DEPARTED = "departed"
+"""Unix time at which the aircraft left the gate, if New York's clock were UTC. No feature."""
 _MONTH = "month"
 
 
@@ -58,7 +60,7 @@ class Flights:
     """All flights with a known arrival, in the order of departure days."""
 
     frame: pd.DataFrame
-    """Columns NUMBERS (float64, missing is NaN), CATEGORIES (str), `arr_delay`, `late` (bool) and `month`."""
+    """Columns NUMBERS (float64, missing is NaN), CATEGORIES (str), `arr_delay`, `late` (bool), `departed`, `month`."""
     digest: str
     """`sha256:` and 64 digits, of the data files."""
     cancelled: int
@@ -67,7 +69,7 @@ class Flights:
     """Flights that departed and did not arrive where they should: dropped."""
 
     def rows(self, first_month: int, last_month: int) -> pd.DataFrame:
-        """Flights of these months, both included: the schema's columns, `arr_delay` and `late`."""
+        """Flights of these months, both included: the schema's columns, `arr_delay`, `late` and `departed`."""
         months = self.frame[_MONTH]
         return self.frame.loc[months.between(first_month, last_month)].drop(columns=_MONTH).reset_index(drop=True)
 
@@ -162,15 +164,20 @@ def _join(flights: Path, weather: Path, planes: Path) -> pd.DataFrame:
 
 def _features(joined: pd.DataFrame) -> pd.DataFrame:
     days = pd.to_datetime(joined[["year", "month", "day"]])
+    scheduled = _minute_of_day(joined["sched_dep_time"])
+    midnights = days.to_numpy().astype("datetime64[s]").astype(np.int64)
     frame = joined.assign(
-        sched_dep_minute=_minute_of_day(joined["sched_dep_time"]),
+        sched_dep_minute=scheduled,
         sched_arr_minute=_minute_of_day(joined["sched_arr_time"]),
         day_of_week=days.dt.day_of_week + 1,
         plane_age=joined["year"] - joined["built"],
         late=joined[DELAY] > LATE_MINUTES,
+        departed=midnights + (60 * (scheduled + joined["dep_delay"])).astype(np.int64),
     )
-    columns = [*NUMBERS, *CATEGORIES, DELAY, LABEL, _MONTH]
-    return frame[columns].astype(dict.fromkeys(NUMBERS, np.float64)).reset_index(drop=True)
+    columns = [*NUMBERS, *CATEGORIES, DELAY, LABEL, DEPARTED, _MONTH]
+    # In the file the months come as 1, 10, 11, 12, 2 and so on.
+    order = np.argsort(midnights, kind="stable")
+    return frame[columns].astype(dict.fromkeys(NUMBERS, np.float64)).iloc[order].reset_index(drop=True)
 
 
 def _minute_of_day(clock: "pd.Series[int]") -> "pd.Series[int]":

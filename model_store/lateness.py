@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from rich.console import Console
@@ -29,6 +30,8 @@ class _Data:
 
     schema: TableSchema
     training: Table
+    departed: npt.NDArray[np.int64]
+    """Unix time of each training row."""
     validation: Table
     validation_frame: pd.DataFrame
     digest: str
@@ -55,7 +58,7 @@ def train(console: Console, plan: Plan | None = None, data_dir: Path | None = No
         schema=data.schema.to_json(),
         golden=tables.golden_inputs(flights.to_columns(data.validation_frame.iloc[chosen]), data.schema),
         data_digest=data.digest,
-        reference=Reference((table.numbers, table.codes), scores.accuracy),
+        reference=Reference((table.numbers, table.codes), scores.accuracy, data.departed),
         metrics={**scores.as_dict(), **gain.as_dict()},
         params={**plan.as_dict(), "training_rows": len(table.label), "validation_rows": len(data.validation.label)},
         epochs=[_metrics(epoch) for epoch in epochs],
@@ -67,14 +70,22 @@ def _read(data_dir: Path | None, plan: Plan, console: Console) -> _Data:
         data = flights.load(data_dir)
         training, validation = data.rows(*flights.TRAINING_MONTHS), data.rows(*flights.VALIDATION_MONTHS)
         schema = flights.schema_of(training)
-        training_table = _encode(training, schema).thinned(plan.max_rows)
-        validation_table = _encode(validation, schema).thinned(plan.max_rows)
+        training, judged = thinned(training, plan.max_rows), thinned(validation, plan.max_rows)
+        training_table, validation_table = _encode(training, schema), _encode(judged, schema)
     console.print(data.dropped)
     console.print(
         f"Training on {len(training_table.label):,} flights of January to April, "
         f"validating on {len(validation_table.label):,} of May"
     )
-    return _Data(schema, training_table, validation_table, validation, data.digest)
+    departed = training[flights.DEPARTED].to_numpy()
+    return _Data(schema, training_table, departed, validation_table, validation, data.digest)
+
+
+def thinned(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:
+    """At most `rows` rows, evenly spaced."""
+    if rows is None or rows >= len(frame):
+        return frame
+    return frame.iloc[np.linspace(0, len(frame) - 1, rows).astype(np.int64)]
 
 
 def _encode(frame: pd.DataFrame, schema: TableSchema) -> Table:

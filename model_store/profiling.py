@@ -39,6 +39,8 @@ class Reference:
     """The program's inputs, as the handler's `check` gives them; none where no rows are known."""
     accuracy: float | None = None
     """On validation data, a share of 1; None where it is not known or the version is no classifier."""
+    times: npt.NDArray[np.int64] | None = None
+    """Unix time of each row, where rows have one: of the same clock, and as dense in time as traffic will be."""
 
 
 def profiled(handler: BaseHandler, reference: Reference) -> dict[str, bytes]:
@@ -62,6 +64,7 @@ def profiled(handler: BaseHandler, reference: Reference) -> dict[str, bytes]:
         dict(zip(features.outputs, measured.outputs.T, strict=True)),
         measured.probabilities,
         handler.classes,
+        reference.times,
     )
     profile = replace(profile, accuracy=reference.accuracy)
     if measured.vectors is None:

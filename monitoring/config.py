@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Severity = Literal["page", "ticket"]
-DriftWindow = Literal["10m", "1h", "6h", "1d"]
+DriftWindow = Literal["10m", "1h", "6h", "1d", "7d"]
 BurnWindow = Literal["5m", "30m", "1h", "2h", "6h", "1d", "3d"]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -43,7 +43,10 @@ class DriftTier(Part):
     """How far a feature must have moved within one window, and for how long, before anybody hears of it."""
 
     effect: Positive
-    """PSI beyond what chance gives: about the square of a mean's shift in standard deviations."""
+    """PSI beyond what chance gives: about the square of a mean's shift in standard deviations.
+
+    Where windows of the training rows have moved further than that themselves, an alert wants more than they did.
+    """
     hold: Duration = Field(alias="for")
 
 
@@ -52,6 +55,7 @@ DRIFT_TIERS: dict[DriftWindow, DriftTier] = {
     "1h": DriftTier(effect=0.10, hold="5m"),
     "6h": DriftTier(effect=0.05, hold="15m"),
     "1d": DriftTier(effect=0.03, hold="30m"),
+    "7d": DriftTier(effect=0.02, hold="1h"),
 }
 
 

@@ -54,6 +54,11 @@ REFERENCE_ROWS = Metric(
     "Rows of the training profile by bin: what shipway_feature_rows_total is compared with.",
     (*VERSION_LABELS, "feature", "kind", "bin"),
 )
+USUAL_PSI_EXCESS = Metric(
+    "shipway_feature_usual_psi_excess",
+    "Largest PSI, beyond chance, of windows of the training rows against all of them; only of rows with times.",
+    (*VERSION_LABELS, "feature", "kind", "window"),
+)
 CONFIDENCE_SUM = Metric(
     "shipway_confidence_sum_total", "Sum over rows of the probability of the predicted class, between 0 and 1 each."
 )

@@ -10,7 +10,7 @@ counters, so that a worker keeps one array and replicas' counts add up:
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monitoring.prediction import predicted
+from monitoring.usual import usual_psi_excess
 
 Kind = Literal["number", "category", "output", "prediction"]
 FloatArray = npt.NDArray[np.float32]
@@ -49,6 +50,8 @@ class Feature:
     categories: tuple[str, ...]
     counts: tuple[int, ...]
     missing: int
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """By window, PSI excess that windows of the profile's rows reach themselves: see `monitoring/usual.py`."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -160,22 +163,24 @@ class Profile:
         outputs: Mapping[str, FloatArray],
         probabilities: npt.NDArray[Any] | None = None,
         classes: Sequence[str] = (),
+        times: IntArray | None = None,
     ) -> Self:
         """Bin whole columns: numbers and outputs by deciles, categories (codes, vocabulary) by code; each array [n].
 
-        `probabilities` [n, classes] are a classifier's, and become the features of kind prediction.
+        `probabilities` [n, classes] are a classifier's, and become the features of kind prediction. `times` [n] are
+        the rows' Unix times, where they have some.
         """
         features = [
-            *(_number(name, "number", values) for name, values in numbers.items()),
-            *(_category(name, "category", codes, vocabulary) for name, (codes, vocabulary) in categories.items()),
-            *(_number(name, "output", values) for name, values in outputs.items()),
+            *(_number(name, "number", values, times) for name, values in numbers.items()),
+            *(_category(name, "category", *column, times) for name, column in categories.items()),
+            *(_number(name, "output", values, times) for name, values in outputs.items()),
         ]
         if probabilities is not None:
             found, (confidence, entropy) = (array.T for array in predicted(probabilities))
             features += [
-                _category(CLASS, "prediction", found[0], classes),
-                _number(CONFIDENCE, "prediction", confidence),
-                _number(ENTROPY, "prediction", entropy),
+                _category(CLASS, "prediction", found[0], classes, times),
+                _number(CONFIDENCE, "prediction", confidence, times),
+                _number(ENTROPY, "prediction", entropy, times),
             ]
         return cls(sum(features[0].reference) if features else 0, tuple(features), tuple(classes))
 
@@ -191,7 +196,7 @@ class Profile:
                 accuracy=None if fields["accuracy"] is None else float(fields["accuracy"]),
                 rff=str(fields["rff"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ProfileInvalid):
                 raise
             raise ProfileInvalid(f"not a profile: {type(error).__name__}: {error}") from error
@@ -212,19 +217,12 @@ class Profile:
         return Binner(self.features, self.layout)
 
 
-def _number(name: str, kind: Kind, values: FloatArray) -> Feature:
+def _number(name: str, kind: Kind, values: FloatArray, times: IntArray | None) -> Feature:
     values = np.asarray(values, dtype=np.float32)
-    present = values[~np.isnan(values)]
-    edges = _edges(present)
-    counts = np.bincount(np.searchsorted(edges, present, side="right"), minlength=len(edges) + 1)
-    return Feature(
-        name=name,
-        kind=kind,
-        edges=tuple(edges.tolist()),
-        categories=(),
-        counts=tuple(counts.tolist()),
-        missing=len(values) - len(present),
-    )
+    missing = np.isnan(values)
+    edges = _edges(values[~missing])
+    bins = np.where(missing, len(edges) + 1, np.searchsorted(edges, values, side="right"))
+    return _feature_of(bins, times, name=name, kind=kind, edges=tuple(edges.tolist()))
 
 
 def _edges(values: FloatArray) -> FloatArray:
@@ -244,16 +242,23 @@ def _edges(values: FloatArray) -> FloatArray:
     return above
 
 
-def _category(name: str, kind: Kind, codes: IntArray, vocabulary: Sequence[str]) -> Feature:
-    *counts, missing = np.bincount(codes, minlength=len(vocabulary) + 2).tolist()
-    return Feature(
-        name=name,
-        kind=kind,
-        edges=(),
-        categories=tuple(vocabulary),
-        counts=tuple(counts),
-        missing=missing,
-    )
+def _category(name: str, kind: Kind, codes: IntArray, vocabulary: Sequence[str], times: IntArray | None) -> Feature:
+    return _feature_of(codes, times, name=name, kind=kind, categories=tuple(vocabulary))
+
+
+def _feature_of(
+    bins: IntArray,
+    times: IntArray | None,
+    *,
+    name: str,
+    kind: Kind,
+    edges: tuple[float, ...] = (),
+    categories: tuple[str, ...] = (),
+) -> Feature:
+    size = len(edges or categories) + 2
+    *counts, missing = np.bincount(bins, minlength=size).tolist()
+    usual = {} if times is None else usual_psi_excess(bins, size, times)
+    return Feature(name, kind, edges, categories, tuple(counts), missing, usual)
 
 
 def _feature(entry: dict[str, Any]) -> Feature:
@@ -264,4 +269,5 @@ def _feature(entry: dict[str, Any]) -> Feature:
         categories=tuple(str(category) for category in entry["categories"]),
         counts=tuple(int(count) for count in entry["counts"]),
         missing=int(entry["missing"]),
+        usual={str(window): float(excess) for window, excess in entry["usual"].items()},
     )

@@ -115,6 +115,9 @@ def _drift(families: _Families, layout: Layout, loaded: Loaded, profile: Profile
     for labels, count, reference in _bins(profile, counts):
         families.add(names.FEATURE_ROWS, (*version, *labels), count)
         families.add(names.REFERENCE_ROWS, (*version, *labels), reference)
+    for feature in profile.features:
+        for window, excess in feature.usual.items():
+            families.add(names.USUAL_PSI_EXCESS, (*version, feature.name, feature.kind, window), excess)
     if profile.classes and profile.features:
         families.add(names.CONFIDENCE_SUM, version, counts.confidence / UNIT)
     if profile.accuracy is not None:

@@ -7,14 +7,16 @@ With n of N live rows in a bin, m of M in the profile, and B bins:
     chi-square = sum (s - p)^2 / (s/M + p/Ne)                      two samples, B - 1 degrees of freedom
 
 Dispersion says how much more than chance successive hours differ: inputs come in bursts, and a lasting drift cancels.
+What hours share, a time of day or one weather, it does not see: a profile of rows with times says how far windows of
+the training have moved themselves, and an alert wants more.
 """
 
 from collections.abc import Iterator
 
 from monitoring.config import Config, DriftTier, DriftWindow, Duration
-from monitoring.names import FEATURE_ROWS, REFERENCE_ROWS
+from monitoring.names import FEATURE_ROWS, REFERENCE_ROWS, USUAL_PSI_EXCESS
 from monitoring.profile import MISSING
-from monitoring.rules.rule import SAMPLED, Alert, Group, Record, increase, total, wilson_hilferty
+from monitoring.rules.rule import SAMPLED, Alert, Group, Record, increase, total, total_of_hours, wilson_hilferty
 
 FEATURE = "model, version, feature, kind"
 BIN = f"{FEATURE}, bin"
@@ -82,6 +84,8 @@ def _counts(window: DriftWindow) -> Iterator[Record]:
 def _rows_by_bin(window: Duration) -> str:
     if window in (SAMPLED, "1h"):
         return increase(FEATURE_ROWS, window, by=BIN)
+    if window == "7d":
+        return total_of_hours("shipway_bin:rows:1h", window)
     return total(f"shipway_bin:rows:{SAMPLED}", window)
 
 
@@ -119,16 +123,20 @@ def _scores(window: DriftWindow) -> Iterator[Record]:
 def _alerts(window: DriftWindow, config: Config) -> Iterator[Alert]:
     drift, one = config.drift, config.drift.tiers[window]
     enough = f"and shipway_feature:rows_effective:{window} >= {drift.rows}"
+    # Where training rows have times: and the window is full, because a part of it moves further than the whole.
+    usual = f'max by ({FEATURE}) ({USUAL_PSI_EXCESS.name}{{window="{window}"}})'
+    beyond = f"shipway_feature:psi_excess:{window} > {usual} and shipway_feature:rows:{window} offset {window}"
     for name, kinds, what in (("FeatureDrift", INPUTS, "input"), ("PredictionDrift", PREDICTIONS, "prediction")):
         yield _alert(
             name,
             window,
             one,
             f'shipway_feature:psi_excess:{window}{{kind=~"{kinds}"}} > {one.effect:g}\n'
+            f"unless ({usual} unless ({beyond}))\n"
             f"and shipway_feature:z:{window} > {drift.z:g}\n{enough}",
             f"The {what} {{{{ $labels.feature }}}} of {{{{ $labels.model }}}} is not what it was in training",
             f'Within {window} its distribution has moved by a PSI of {{{{ printf "%.3f" $value }}}} more than chance '
-            f"gives; {one.effect:g} is allowed.",
+            f"gives; {one.effect:g} is allowed, or what such windows of the training rows reach themselves.",
         )
     yield _alert(
         "MissingValues",

@@ -79,6 +79,14 @@ def total(sampled: str, window: Duration, *, every: Duration = SAMPLED, ago: Dur
     return f"sum_over_time({sampled}[{seconds(window) - 1}s]{offset}) / {seconds(every) // seconds(INTERVAL)}"
 
 
+def total_of_hours(hourly: str, window: Duration) -> str:
+    """The same from a recorded increase over an hour, to the last full hour: a sixtieth of the samples.
+
+    Before a version's first full hour, what there is of it.
+    """
+    return f"sum_over_time({hourly}[{seconds(window) - 1}s:1h])\nor {hourly}"
+
+
 def wilson_hilferty(ratio: str, degrees: str) -> str:
     """The standard normal value of chi-square over its degrees of freedom (Wilson and Hilferty, 1931)."""
     return f"""\

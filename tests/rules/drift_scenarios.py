@@ -6,14 +6,24 @@ from itertools import pairwise
 
 import numpy as np
 
-from monitoring.names import FEATURE_ROWS, REFERENCE_ROWS
+from monitoring.names import FEATURE_ROWS, REFERENCE_ROWS, USUAL_PSI_EXCESS
 from tests.rules.formulas import Drift, FloatArray
 from tests.rules.promtool import Fires, Labels, Samples, Scenario, constant, counter, labels
 
 PROFILE = np.array([475.0] * 10 + [250.0])
 BINS = [*(f"{index:02d}" for index in range(10)), "missing"]
 # Window in minutes, effect, and how long it must last: the product's defaults, written down once more.
-TIERS = {"10m": (10, 0.25, 2), "1h": (60, 0.10, 5), "6h": (360, 0.05, 15), "1d": (1440, 0.03, 30)}
+TIERS = {
+    "10m": (10, 0.25, 2),
+    "1h": (60, 0.10, 5),
+    "6h": (360, 0.05, 15),
+    "1d": (1440, 0.03, 30),
+    "7d": (10080, 0.02, 60),
+}
+EVERY = {"10m": 1, "1h": 1, "6h": 10, "1d": 10, "7d": 60}
+"""Minutes between evaluations: of what is counted, every one; of what was recorded before, as often as that is read."""
+USUAL = 2.0
+"""What is usual of a feature that has it, in effects."""
 MISSING_SHARE, Z, ROWS = 0.05, 5.0, 100.0
 Build = Callable[[float, float, float], Drift]
 Score = Callable[[Drift], float]
@@ -21,8 +31,12 @@ DISPERSIONS = {"number": 2.0, "category": 3.0, "output": 1.0, "prediction": 1.5}
 
 
 def scenarios() -> Iterator[Scenario]:
-    for window, (minutes, effect, hold) in TIERS.items():
-        yield _tier(window, minutes, effect, hold)
+    for window in TIERS:
+        made = list(features(TIERS[window][1]).items())
+        # promtool takes 10,000 samples at once, and a week of hours has 168 of each bin.
+        at_once = 4 if window == "7d" else len(made)
+        for number, first in enumerate(range(0, len(made), at_once), start=1):
+            yield _tier(f"drift {window} {number}", window, dict(made[first : first + at_once]))
     yield _reference()
     yield _dispersion()
 
@@ -33,6 +47,8 @@ def features(effect: float) -> dict[tuple[str, str], Drift]:
     return {
         **_cases("moved", ("number",) * 6, effect, _shifted, lambda drift: drift.psi_excess, lambda drift: drift.z),
         **_cases("predicted", ("output", "prediction") * 3, effect, _shifted, lambda d: d.psi_excess, lambda d: d.z),
+        **_unusual("moved", ("number", "category"), effect),
+        **_unusual("predicted", ("output", "prediction"), effect),
         **_cases(
             "missing", ("category",) * 6, MISSING_SHARE, _emptied, lambda d: d.missing_excess, lambda d: d.missing_z
         ),
@@ -53,6 +69,17 @@ def _cases(
         "not_rows_enough": _at(build, phi[5], ROWS / 1.2, sure, 9.0),
     }
     return {(f"{name}_{case}", kind): drift for (case, drift), kind in zip(made.items(), kinds, strict=True)}
+
+
+def _unusual(name: str, kinds: tuple[str, ...], effect: float) -> dict[tuple[str, str], Drift]:
+    """On either side of what is usual, beyond the effect that is wanted of others."""
+    made = {}
+    for kind in kinds:
+        for case, factor in (("more_than_usual", 1.15), ("as_usual", 1 / 1.15)):
+            made[f"{name}_{case}", kind] = _with(
+                _shifted, 1.0, lambda drift: drift.psi_excess, effect * USUAL * factor, lambda drift: drift.z, 9.0
+            )
+    return made
 
 
 def _shifted(rows: float, by: float, dispersion: float) -> Drift:
@@ -95,27 +122,35 @@ def _its(name: str, kind: str) -> dict[str, str]:
     return {"model": "m", "version": "3", "feature": name, "kind": kind}
 
 
-def _tier(window: str, minutes: int, effect: float, hold: int) -> Scenario:
-    made = features(effect)
-    long = window in ("6h", "1d")
-    every = 10 if long else 1
+def _tier(name: str, window: str, made: Mapping[tuple[str, str], Drift]) -> Scenario:
+    minutes, effect, hold = TIERS[window]
+    every = EVERY[window]
+    long = every > 1
     last = minutes + hold + 10
     last += -last % every
     series: dict[tuple[str, Labels], Samples] = {}
-    for (name, kind), drift in made.items():
-        series |= _profile(name, kind, drift.profile, last)
-        series["shipway_feature:dispersion", labels(model="m", feature=name, kind=kind)] = constant(
+    for (feature, kind), drift in made.items():
+        series |= _profile(feature, kind, drift.profile, last)
+        series["shipway_feature:dispersion", labels(model="m", feature=feature, kind=kind)] = constant(
             drift.dispersion, last
         )
         per_minute = drift.live / minutes
-        series |= _sampled(name, kind, per_minute, last) if long else _counted(name, kind, per_minute, last)
-    if long:  # a version that is half as old as the window: an average would invent the other half
-        young = _shifted(ROWS * 4, 0.5, 1.0)
-        made = {**made, ("young", "number"): young}
-        series |= _profile("young", "number", PROFILE, last)
-        series |= _sampled("young", "number", young.live / (minutes // 2), last, since=last - minutes // 2 + 1)
+        series |= (
+            _sampled(feature, kind, per_minute, last, every) if long else _counted(feature, kind, per_minute, last)
+        )
+        if feature.endswith("_usual"):
+            series |= _usual(feature, kind, window, effect, last)
+    if long:
+        # A version that is half as old as the window: an average would invent the other half, and of what is usual of
+        # whole windows it says nothing.
+        young, since = _shifted(ROWS * 4, 0.5, 1.0), last - minutes // 2 + 1
+        for feature in ("young", "young_usual"):
+            made = {**made, (feature, "number"): young}
+            series |= _profile(feature, "number", PROFILE, last)
+            series |= _sampled(feature, "number", young.live / (minutes // 2), last, every, since)
+        series |= _usual("young_usual", "number", window, young.psi_excess / USUAL / 2, last)
     return Scenario(
-        f"drift {window}",
+        name,
         last,
         series,
         {
@@ -137,6 +172,16 @@ def _profile(
     }
 
 
+def _usual(name: str, kind: str, window: str, effect: float, last: int) -> dict[tuple[str, Labels], Samples]:
+    """What is usual in this window, told by two nodes, and in another one, which does not count."""
+    other = next(each for each in TIERS if each != window)
+    return {
+        (USUAL_PSI_EXCESS.name, labels(**_its(name, kind), window=each, instance=node, job="j")): constant(value, last)
+        for each, value in ((window, effect * USUAL), (other, effect * USUAL * 9))
+        for node in "ab"
+    }
+
+
 def _counted(name: str, kind: str, per_minute: FloatArray, last: int) -> dict[tuple[str, Labels], Samples]:
     """Raw counters of two nodes; the second one is started again a few minutes before the end."""
     return {
@@ -149,12 +194,12 @@ def _counted(name: str, kind: str, per_minute: FloatArray, last: int) -> dict[tu
 
 
 def _sampled(
-    name: str, kind: str, per_minute: FloatArray, last: int, since: int = 0
+    name: str, kind: str, per_minute: FloatArray, last: int, over: int, since: int = 0
 ) -> dict[tuple[str, Labels], Samples]:
-    """The increase of 10 minutes that another group records, from the minute `since` on."""
+    """The increase over 10 minutes or an hour that another group records, from the minute `since` on."""
     return {
-        ("shipway_bin:rows:10m", labels(**_its(name, kind), bin=bin_)): [
-            *([(None, since)] if since else []), (rows * 10, last + 1 - since)
+        ({10: "shipway_bin:rows:10m", 60: "shipway_bin:rows:1h"}[over], labels(**_its(name, kind), bin=bin_)): [
+            *([(None, since)] if since else []), (rows * over, last + 1 - since)
         ]
         for bin_, rows in zip(BINS, per_minute, strict=True)
     }  # fmt: skip
@@ -185,17 +230,20 @@ def _records(window: str, made: Mapping[tuple[str, str], Drift]) -> dict[str, di
 
 
 def _alerts(window: str, effect: float, made: Mapping[tuple[str, str], Drift]) -> dict[str, Fires]:
-    def fires(kinds: tuple[str, ...], fires: Callable[[Drift], bool]) -> Fires:
-        judged = {labels(**_its(*key)): fires(drift) for key, drift in made.items() if key[1] in kinds}
+    def fires(kinds: tuple[str, ...], fires: Callable[[str, Drift], bool]) -> Fires:
+        judged = {labels(**_its(*key)): fires(key[0], drift) for key, drift in made.items() if key[1] in kinds}
         return Fires(
             frozenset(its for its, yes in judged.items() if yes),
             frozenset(its for its, yes in judged.items() if not yes),
         )
 
-    def moved(drift: Drift) -> bool:
-        return drift.psi_excess > effect and drift.z > Z and drift.effective >= ROWS
+    def moved(name: str, drift: Drift) -> bool:
+        wanted = effect * USUAL if name.endswith("_usual") else effect
+        if name == "young_usual":
+            return False
+        return drift.psi_excess > wanted and drift.z > Z and drift.effective >= ROWS
 
-    def missing(drift: Drift) -> bool:
+    def missing(_: str, drift: Drift) -> bool:
         return drift.missing_excess > MISSING_SHARE and drift.missing_z > Z and drift.effective >= ROWS
 
     return {

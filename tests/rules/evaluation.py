@@ -1,6 +1,6 @@
 """How long Prometheus takes to evaluate each group of rules over the series of a whole fleet.
 
-A day of history is written as Prometheus' own blocks, so that the long windows are full; then a real Prometheus
+A week of history is written as Prometheus' own blocks, so that the long windows are full; then a real Prometheus
 evaluates the rules over it for some seconds.
 """
 
@@ -82,7 +82,9 @@ def _write_history(home: Path, nodes: int, features: int, scrape_seconds: int) -
                 text.write(f"{name}{{{labels}}} {grown} {at}\n")
         text.write("# EOF\n")
     subprocess.run(
-        ["promtool", "tsdb", "create-blocks-from", "openmetrics", home / "history", home / "data"],
+        # Hidden in its help; without it every two hours become a block, and each block reads the whole file.
+        ["promtool", "tsdb", "create-blocks-from", "openmetrics", "--max-block-duration=200h", home / "history",
+         home / "data"],
         check=True, capture_output=True,
     )  # fmt: skip
 
@@ -91,7 +93,7 @@ def _series(nodes: int, features: int, scrape_seconds: int) -> Iterator[tuple[st
     """(name, labels, seconds between samples, seconds of history, value or growth in a step).
 
     Raw counters of the last hour as each node exports them, and what the 10-minute groups recorded in a day and the
-    1-hour groups in the hour before.
+    1-hour groups in a week: of that a quarter, which is as much as the file can hold in reasonable time.
     """
     version = 'model="m",version="3"'
     every_feature = [f'{version},feature="f{index}",kind="number"' for index in range(features)]
@@ -106,12 +108,12 @@ def _series(nodes: int, features: int, scrape_seconds: int) -> Iterator[tuple[st
             yield RFF_SUM.name, labels + where, scrape_seconds, 3600, 1500.0
         yield ROWS.name, version + where, scrape_seconds, 3600, 370.0
         yield RFF_REFERENCE_ROWS.name, version + where, scrape_seconds, 300, 5000.0
-    for window, history in (("10m", 86400), ("1h", 7200)):
+    for window, step, history in (("10m", 60, 86400), ("1h", 240, 7 * 86400)):
         for labels, rate in bins:
-            yield f"shipway_bin:rows:{window}", labels, 60, history, rate * 40 * nodes
+            yield f"shipway_bin:rows:{window}", labels, step, history, rate * 40 * nodes
         for labels in dimensions:
-            yield f"shipway_rff:sum:{window}", labels, 60, history, 60000.0 * nodes
-        yield f"shipway_version:rows:{window}", version, 60, history, 15000.0 * nodes
+            yield f"shipway_rff:sum:{window}", labels, step, history, 60000.0 * nodes
+        yield f"shipway_version:rows:{window}", version, step, history, 15000.0 * nodes
     for feature in every_feature:
         yield "shipway_feature:rows:1h", feature, 60, 7200, 15000.0 * nodes
         yield "shipway_feature:lag_dispersion:1h", feature, 240, 7 * 86400, 2.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from monitoring.names import RFF_REFERENCE_ROWS, RFF_SUM, ROWS
-from tests.rules.drift_scenarios import TIERS
+from tests.rules.drift_scenarios import EVERY, TIERS
 from tests.rules.formulas import FloatArray, wilson_hilferty
 from tests.rules.promtool import Fires, Labels, Samples, Scenario, constant, counter, labels
 
@@ -66,8 +66,8 @@ def scenarios() -> Iterator[Scenario]:
 
 
 def _tier(window: str, minutes: int, hold: int) -> Scenario:
-    long = window in ("6h", "1d")
-    every = 10 if long else 1
+    every = EVERY[window]
+    sampled_over = "1h" if every == 60 else "10m"
     last = minutes + hold + 10
     last += -last % every
     series: dict[tuple[str, Labels], Samples] = {}
@@ -75,13 +75,13 @@ def _tier(window: str, minutes: int, hold: int) -> Scenario:
         its = {"model": model, "version": "3"}
         series["shipway_rff:reference_rows", labels(**its)] = constant(PROFILE_ROWS, last)
         series["shipway_rff:dispersion", labels(model=model)] = constant(rff.dispersion, last)
-        grows = {(ROWS.name, "shipway_version:rows:10m", labels(**its)): rff.rows / minutes}
+        grows = {(ROWS.name, f"shipway_version:rows:{sampled_over}", labels(**its)): rff.rows / minutes}
         for dimension, mean in enumerate(rff.means):
-            key = (RFF_SUM.name, "shipway_rff:sum:10m", labels(**its, dimension=str(dimension)))
+            key = (RFF_SUM.name, f"shipway_rff:sum:{sampled_over}", labels(**its, dimension=str(dimension)))
             grows[key] = rff.rows * (mean + 4) / minutes
         for (raw, sampled, series_labels), per_minute in grows.items():
-            if long:
-                series[sampled, series_labels] = constant(per_minute * 10, last)
+            if every > 1:
+                series[sampled, series_labels] = constant(per_minute * every, last)
                 continue
             for node, part, reset in (("a", 0.3, None), ("b", 0.7, last - 5)):
                 series[raw, (*series_labels, ("instance", node))] = counter(per_minute * part, last, reset)

@@ -27,6 +27,8 @@ FEATURES = [
         {"AA": 2500, "UA": 800, NASTY: 1700, "other": 0, "missing": 0},
         {"AA": 0.5, "UA": 0.02, NASTY: 0.48},
     ),
+    # Moved like the carrier, and such hours were among the training rows.
+    Traffic("origin", "category", {"EWR": 2500, "JFK": 2500, "other": 0, "missing": 0}, {"EWR": 0.8, "JFK": 0.2}),
     Traffic("class", "prediction", {"late": 1000, "on time": 4000, "missing": 0}, {"late": 0.2, "on time": 0.8}),
 ]  # fmt: skip
 
@@ -70,6 +72,9 @@ def _history(end: float) -> History:
         ):
             history.add("shipway_feedback_total", rows * share, **one, predicted=predicted, actual=actual)
         history.add("shipway_reference_accuracy", 0.9, **one)
+        for window, excess in (("1h", 0.2), ("6h", 0.7), ("1d", 0.2)):
+            its = {"feature": "origin", "kind": "category", "window": window}
+            history.add("shipway_feature_usual_psi_excess", excess, **one, **its)
         for dimension in range(8):
             history.add("shipway_rff_sum_total", rows * 4.2, **one, dimension=f"{dimension:02d}")
         history.add("shipway_rff_reference_rows", 5000, **one)

@@ -52,11 +52,12 @@ def test_two_nodes_and_a_restart_are_counted_as_one_process(fleet: Fleet, tmp_pa
 
 def test_what_moved_is_found_and_what_stayed_is_left(fleet: Fleet, tmp_path: Path) -> None:
     found = examine(fleet.prometheus, ask(fleet, tmp_path))
-    assert [(one.counts.feature, one.verdict) for one in found.features[:2]] == [
+    assert [(one.counts.feature, one.verdict) for one in found.features[:3]] == [
         ("dep_delay", "drifted"),
+        ("origin", "steady"),
         ("carrier", "drifted"),
     ]
-    assert {one.verdict for one in found.features[2:]} == {"steady"}
+    assert {one.verdict for one in found.features[3:]} == {"steady"}
     features = by_name(found.features)
     assert features["dep_delay"].words == (
         "the profile's highest 10% went from 10% to 34%; missing from 0% to 5%"  # 0.32 of the 0.95 that have a value
@@ -65,6 +66,21 @@ def test_what_moved_is_found_and_what_stayed_is_left(fleet: Fleet, tmp_path: Pat
     assert found.fourier_verdict == "drifted"
     assert found.fourier is not None
     assert found.fourier.shift_excess == pytest.approx(0.2**2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("window_seconds", "verdict", "wanted"),
+    [(6 * HOUR, "steady", 0.7), (HOUR, "drifted", 0.2), (24 * HOUR, "too young", 0.2)],
+)
+def test_what_windows_of_the_training_rows_reach_is_no_drift(
+    fleet: Fleet, tmp_path: Path, window_seconds: int, verdict: str, wanted: float
+) -> None:
+    found = examine(fleet.prometheus, ask(fleet, tmp_path, window_seconds=window_seconds))
+    origin = by_name(found.features)["origin"]
+    assert (origin.verdict, origin.effect) == (verdict, wanted)
+    assert 0.2 < origin.psi_excess < 0.7
+    assert by_name(found.features)["carrier"].effect == found.thresholds.effect < wanted
+    assert found.notes()[1].startswith("Of 1 features, windows of")
 
 
 def test_edges_come_from_the_archive_of_the_version(fleet: Fleet, tmp_path: Path) -> None:
@@ -76,7 +92,7 @@ def test_edges_come_from_the_archive_of_the_version(fleet: Fleet, tmp_path: Path
 def test_few_rows_are_no_verdict(fleet: Fleet, tmp_path: Path) -> None:
     found = examine(fleet.prometheus, ask(fleet, tmp_path, version=4))
     assert {one.verdict for one in found.features} == {"too few rows"}
-    assert "4 too few rows" in found.headline()
+    assert "5 too few rows" in found.headline()
 
 
 def test_no_data_says_what_there_is_instead(fleet: Fleet, tmp_path: Path) -> None:
@@ -104,7 +120,7 @@ def test_the_command_prints_a_table_for_people_and_json_for_programs(fleet: Flee
     }
     table = shipway("drift", "flights", "--since", "6h", **settings)
     assert table.returncode == 0, table.stderr
-    assert "2 of 4 features drifted" in table.stdout
+    assert "2 of 5 features drifted" in table.stdout
     assert "the profile's highest 10% went from 10% to 34%" in table.stdout
     assert "bursts of equal rows look like drift" in table.stdout
     assert "distance" not in table.stdout

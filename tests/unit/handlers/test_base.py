@@ -163,6 +163,14 @@ def test_replay_is_answered_but_not_counted(handler: BaseHandler, metrics_direct
     assert not [series for series in exposition(metrics_directory) if series.startswith("shipway_requests_total")]
 
 
+def test_golden_set_that_cannot_be_counted_is_refused(start: Start, metrics_directory: Path) -> None:
+    """So the node does not take a version whose traffic would be answered and not counted."""
+    golden, client = ask(start(Miscounting), replayed(oip_json(*GOOD)), oip_json(GOOD[1]))
+    assert (golden.status, client.status) == (500, 200)
+    assert "profile.json does not fit what the handler measures: no space left for 3 rows" in golden.error
+    assert exposition(metrics_directory)['shipway_monitor_errors_total{model="tiny",version="3"}'] == 1
+
+
 def test_client_is_counted_beside_a_replay(handler: BaseHandler, metrics_directory: Path) -> None:
     answers = ask(handler, replayed(oip_json(*GOOD)), rows(*GOOD[:2]), replayed(rows(GOOD[0])), oip_grpc(GOOD[2]))
     assert [answer.status for answer in answers] == [200] * 4

@@ -255,12 +255,13 @@ def test_sums_are_those_of_the_rows(tmp_path: Path) -> None:
     assert classes.tolist() == [*found, 0, 1]  # one has no class
 
 
-def test_batch_that_cannot_be_counted_leaves_no_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [0, 19, 21])
+def test_batch_that_cannot_be_counted_leaves_no_trace(tmp_path: Path, width: int) -> None:
     profile, rff = learned()
     counter = DriftCounter(tmp_path, Slot(0, lock=-1), profile, rff)
     wrong = pictures(3, 1)
-    wrong.vectors = np.zeros((3, 19), dtype=np.float32)
-    with pytest.raises(ValueError, match="19"):
+    wrong.vectors = np.zeros((3, width), dtype=np.float32) if width else None
+    with pytest.raises(ValueError, match=f"features are of 20 values a row; the handler gives {width}$"):
         counter.count(wrong)
     counts = read_counts(tmp_path, profile)
     assert (counts.rows, counts.confidence, counts.bins.sum(), counts.rff.sum()) == (0, 0, 0, 0)

@@ -59,12 +59,3 @@ def test_other_and_missing_are_shown_where_they_can_occur_and_nowhere_else() -> 
     assert torch.isnan(numbers[:, 1]).float().mean().item() == pytest.approx(0.4, abs=0.05)
     assert (codes[:, 0] == 2).float().mean().item() == pytest.approx(0.1, abs=0.03)
     assert (codes[:, 1] < 2).all()
-
-
-def test_thinning_keeps_first_and_last_rows_and_never_adds_any() -> None:
-    whole = table(100)
-    thin = whole.thinned(10)
-    assert len(thin.label) == len(thin.codes) == 10
-    assert np.array_equal(thin.numbers[[0, -1]], whole.numbers[[0, -1]])
-    assert whole.thinned(1000) is whole
-    assert whole.thinned(None) is whole

@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from model_store import flights
@@ -67,6 +68,14 @@ def test_a_flight_becomes_its_features_and_label(tmp_path: Path) -> None:
     assert rows[2]["seats"] == 149
 
 
+def test_flights_stand_in_the_order_of_days_and_know_when_they_left(tmp_path: Path) -> None:
+    head, *lines = FLIGHTS.splitlines()
+    frame = flights.load(write_data(tmp_path, "\n".join([head, lines[4], lines[0], lines[1]]) + "\n")).frame
+    left = [str(time) for time in pd.to_datetime(frame["departed"], unit="s")]
+    assert left == ["2013-01-01 05:17:00", "2013-04-30 23:59:00", "2013-05-05 07:00:00"]
+    assert frame["carrier"].tolist() == ["UA", "B6", "AA"]
+
+
 def test_late_is_more_than_fifteen_minutes(tmp_path: Path) -> None:
     frame = flights.load(write_data(tmp_path)).rows(1, 12)
     assert frame["late"].tolist() == [True, False, False]
@@ -118,6 +127,7 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
 def test_the_real_data_is_all_there() -> None:
     data = flights.load()
     assert len(data.frame) + data.cancelled + data.diverted == 336_776
+    assert data.frame["month"].is_monotonic_increasing
     assert (data.cancelled, data.diverted) == (8_255, 1_175)
     assert data.digest == "sha256:e4ec9991131e568c9423e782e578dfeed78d7fe2157e69eff7fa7ef93a2b300f"
     required = [name for name in flights.NUMBERS if name not in flights.NULLABLE]

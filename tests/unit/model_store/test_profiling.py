@@ -14,6 +14,7 @@ from handlers.base import BaseHandler
 from handlers.kinds import TensorSpec, TensorsSchema
 from handlers.loading import open_handler
 from model_store import digits
+from model_store import members as archive_members
 from model_store.describing import Origin, describe
 from model_store.entry import ENTRY, entry_file
 from model_store.errors import ReferenceRefused
@@ -103,6 +104,14 @@ def test_users_rows_make_the_profile_and_name_it(total: BaseHandler, tmp_path: P
     assert own
     save(path, rows(201))
     assert OwnParts.read(OwnFiles(reference=path)).digest != own.digest
+
+
+def test_what_is_kept_in_an_older_format_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = OwnParts(handler=b"class Own: ...")
+    before = own.digest
+    assert OwnParts(handler=b"class Own: ...").digest == before
+    monkeypatch.setattr(archive_members, "KEPT_FORMAT", archive_members.KEPT_FORMAT + 1)
+    assert own.digest != before
 
 
 def test_text_in_a_reference_is_what_clients_send(tmp_path: Path) -> None:

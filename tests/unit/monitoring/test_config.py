@@ -14,6 +14,7 @@ def test_nothing_given_is_the_defaults() -> None:
         "1h": (0.1, "5m"),
         "6h": (0.05, "15m"),
         "1d": (0.03, "30m"),
+        "7d": (0.02, "1h"),
     }
     assert [(burn.long, burn.short, burn.factor) for burn in Config().objectives.burns] == [
         ("1h", "5m", 14.4),
@@ -35,7 +36,7 @@ def test_what_is_given_replaces_its_default_alone() -> None:
     [
         ("drfit: {z: 6}", "drfit is not known"),
         ("drift: {tiers: {1h: {effect: 0.2, for: 10m, z: 4}}}", "drift.tiers.1h.z is not known"),
-        ("drift: {tiers: {2h: {effect: 0.2, for: 10m}}}", "'10m', '1h', '6h' or '1d'; found '2h'"),
+        ("drift: {tiers: {2h: {effect: 0.2, for: 10m}}}", "'10m', '1h', '6h', '1d' or '7d'; found '2h'"),
         ("drift: {tiers: {1h: {effect: 0.2, for: ten}}}", "drift.tiers.1h.for: .*found 'ten'"),
         ("drift: {z: -1}", "drift.z: .*greater than 0; found -1"),
         ("objectives: {fast_seconds: 0.3}", "must be a bound of the latency histogram.* 0.25, 0.5,.*; found 0.3"),

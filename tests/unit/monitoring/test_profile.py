@@ -77,7 +77,23 @@ def test_a_classifiers_predictions_are_features() -> None:
 
 def test_json_round_trip_keeps_what_is_known_beside_the_bins() -> None:
     before = replace(classifier(), accuracy=0.875, rff="sha256:ab")
+    usual = {"6h": 0.25, "1d": 1.5}
+    before = replace(before, features=tuple(replace(feature, usual=usual) for feature in before.features))
     assert Profile.from_json(before.to_json()) == before
+
+
+def test_rows_with_times_say_what_is_usual_of_every_kind_of_feature() -> None:
+    """Two days, on the second of which everything is another."""
+    second = np.repeat([False, True], 500)
+    values, likely = second.astype(np.float32), np.where(second, 0.9, 0.2)
+    columns = ({"number": values}, {"category": (second.astype(np.int64), ("a", "b"))}, {"output": values})
+    probabilities, classes = np.stack((1 - likely, likely), axis=1), ("no", "yes")
+    timed = Profile.build(*columns, probabilities, classes, times=np.linspace(0, 2 * 86400 - 1, 1000).astype(np.int64))
+    assert [feature.name for feature in timed.features if feature.usual["6h"] > 1 and feature.usual["1d"] > 1] == [
+        "number", "category", "output", "class", "confidence", "entropy",
+    ]  # fmt: skip
+    plain = Profile.build(*columns, probabilities, classes)
+    assert plain == replace(timed, features=tuple(replace(feature, usual={}) for feature in timed.features))
 
 
 def test_classes_and_features_of_the_prediction_come_together() -> None:

@@ -35,7 +35,7 @@ from tests.unit.deploy.node.real_edge import RealEdge, real_edge
 PROFILE = Profile(
     rows=10,
     features=(
-        Feature("delay", "number", (0.0,), (), (4, 5), 1),
+        Feature("delay", "number", (0.0,), (), (4, 5), 1, {"6h": 0.5, "7d": 0.125}),
         Feature("carrier", "category", (), ("UA", 'a"b\\c'), (6, 3, 1), 0),
         Feature("probability", "output", (), (), (10,), 0),
         Feature("class", "prediction", (), ("on time", "late"), (8, 2, 0), 0),
@@ -122,6 +122,10 @@ shipway_rows_total{one} 4.0
         + family(names.FEATURE_ROWS, "counter", [1, 2, 1, 0, 4, 0, 0, 4, 0, 0, 4, 0, 0, 4, 0, 4, 0])
         + family(names.REFERENCE_ROWS, "gauge", [4, 5, 1, 6, 3, 1, 0, 10, 0, 8, 2, 0, 0, 10, 0, 10, 0])
         + f"""\
+# HELP shipway_feature_usual_psi_excess {names.USUAL_PSI_EXCESS.help}
+# TYPE shipway_feature_usual_psi_excess gauge
+shipway_feature_usual_psi_excess{{feature="delay",kind="number",model="flights",version="1",window="6h"}} 0.5
+shipway_feature_usual_psi_excess{{feature="delay",kind="number",model="flights",version="1",window="7d"}} 0.125
 # HELP shipway_confidence_sum_total {names.CONFIDENCE_SUM.help}
 # TYPE shipway_confidence_sum_total counter
 shipway_confidence_sum_total{one} 3.0

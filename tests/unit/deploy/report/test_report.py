@@ -79,7 +79,7 @@ def test_summary_says_it_in_words(found: Report) -> None:
     assert version.startswith("Version 3, which had most rows, failed 2% of its requests and refused 8%;")
     assert version.endswith("half took less than 50 ms, 99% less than 99 ms.")
     assert drift.startswith(
-        "2 of 4 features of version 3 drifted, most of all dep_delay: the profile's highest 10% went"
+        "2 of 5 features of version 3 drifted, most of all dep_delay: the profile's highest 10% went"
     )
     assert accuracy.startswith("Accuracy was 75.0% (74.3% to 75.7% with 95% confidence) over 14,400 labels;")
     assert accuracy.endswith("when registered it was 90.0%.")
@@ -94,8 +94,8 @@ def test_page_is_one_file_that_asks_no_network(found: Report) -> None:
     policies = [one.get("content") for tag, one in parsed.tags if one.get("http-equiv") == "Content-Security-Policy"]
     assert policies == [POLICY]
     drawn = sum(script.count("Plotly.newPlot(") for script in parsed.scripts[1:])
-    # Rate, errors, latency, heat map, four features against the profile, missing values, quality.
-    assert drawn == 10
+    # Rate, errors, latency, heat map, five features against the profile, missing values, quality.
+    assert drawn == 11
 
 
 def test_page_says_what_it_is_about(found: Report) -> None:
