@@ -31,7 +31,7 @@ class DesiredVersion(_Frozen):
 
 
 class Mirror(_Frozen):
-    """Of the requests that other versions answer, so many in a hundred are copied to this one; nobody sees its answers."""
+    """Of the requests that other versions answer, a share is copied to this one; nobody sees what it answers."""
 
     version: int
     percent: int = Field(ge=1, le=100)
