@@ -1,7 +1,7 @@
 """What a rollout is judged by: its steps and the gate's limits, for each endpoint, from one YAML file.
 
-`defaults:` holds what differs for every endpoint, `endpoints: {NAME: ...}` what differs for one. A list replaces the one
-before it; of a part (`errors:`) only the keys that are given do.
+`defaults:` holds what differs for every endpoint, `endpoints: {NAME: ...}` what differs for one. A list replaces the
+one before it; of a part (`errors:`) only the keys that are given do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -188,12 +188,16 @@ def _parts(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise PolicyInvalid(path, [f"not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(found, dict):
         raise PolicyInvalid(path, [f"must have the keys defaults and endpoints; found {found!r}"])
-    problems = [f"{key} is not known; allowed are defaults, endpoints" for key in found.keys() - {"defaults", "endpoints"}]
+    problems = [
+        f"{key} is not known; allowed are defaults, endpoints" for key in found.keys() - {"defaults", "endpoints"}
+    ]
     defaults, endpoints = found.get("defaults") or {}, found.get("endpoints") or {}
     places = {"defaults": defaults, "endpoints": endpoints}
     if isinstance(endpoints, dict):
         places |= {f"endpoints.{name}": given or {} for name, given in endpoints.items()}
-    problems += [f"{at}: must be keys and values; found {it!r}" for at, it in places.items() if not isinstance(it, dict)]
+    problems += [
+        f"{at}: must be keys and values; found {it!r}" for at, it in places.items() if not isinstance(it, dict)
+    ]
     if problems:
         raise PolicyInvalid(path, sorted(problems))
     return defaults, {str(name): given or {} for name, given in endpoints.items()}
@@ -224,6 +228,6 @@ def _allowed(place: tuple[int | str, ...]) -> list[str]:
     part: type[Record] = Policy
     for key in place:
         if isinstance(key, str):
-            annotation = part.model_fields[key].annotation
+            annotation: Any = part.model_fields[key].annotation
             part = next(iter(get_args(annotation)), annotation)
     return sorted(part.model_fields)
