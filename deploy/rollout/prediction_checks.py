@@ -38,6 +38,9 @@ def predictions(look: Look) -> Check:
 
     if not theirs and not ours:
         return check("not asked", "neither version counts what it predicts")
+    if not theirs or not ours:
+        silent = "champion" if ours else "candidate"
+        return check("no data", f"the {silent} has counted no predictions: it has no profile, or had no rows yet")
     changes = [
         change
         for key in sorted(theirs.keys() & ours.keys())
@@ -93,9 +96,10 @@ def _of_same_bins(look: Look, ours: Counts, theirs: Counts, edges: Edge | None) 
     failed = enough and bool(drift.drifted(found, min_effect=limits.effect, min_z=look.policy.z, min_rows=limits.rows))
     size = float(np.nan_to_num(found.psi_excess))
     ordered = is_ordered(ours.feature, ours.kind)
+    moved = what_moved(tuple(labels), reference, live, ordered=ordered, edges=edges)
     words = (
-        f"{ours.feature}: {what_moved(tuple(labels), reference, live, ordered=ordered, edges=edges)}; PSI beyond chance "
-        f"{size:.3f}, {limits.effect:g} is allowed (z {float(np.nan_to_num(found.z)):.1f}, {look.policy.z:g})"
+        f"{ours.feature}: {moved}; PSI beyond chance {size:.3f}, {limits.effect:g} is allowed "
+        f"(z {float(np.nan_to_num(found.z)):.1f}, {look.policy.z:g})"
     )
     return _Change(
         ours.feature, "psi_excess", size, limits.effect, failed, float(live.sum()), float(reference.sum()), words

@@ -150,7 +150,9 @@ def test_changed_predictions_hold_or_take_back_as_the_endpoint_says(reaction: Ou
     champion = replace(CHAMPION, features=(CLASSES,))
     found = verdict(replace(candidate(), features=(CHANGED,)), champion=champion, policy=policy)
     assert (found.outcome, failed(found)) == (outcome, ["predictions"])
-    assert "class: early went from 50% to 20%; late from 50% to 80%; PSI beyond chance 0.4" in found.words
+    assert found.words.startswith(
+        "the predictions changed: class: late went from 50% to 80%; early from 50% to 20%; PSI"
+    )
     same = feature("class", "prediction", {"early": 240, "late": 260, "missing": 0})
     assert verdict(replace(candidate(), features=(same,)), champion=champion).outcome == "promote"
 
@@ -186,6 +188,12 @@ def test_numbers_whose_edges_nobody_knows_are_no_data_and_hold_in_the_end() -> N
     found = verdict(unknown, champion=champion, seconds=5000)
     assert found.outcome == "hold"
     assert "nothing that both versions predict can be compared" in found.words
+
+
+def test_predictions_of_one_version_alone_are_no_data() -> None:
+    found = verdict(candidate(), champion=replace(CHAMPION, features=(CLASSES,)))
+    assert (found.outcome, check(found, "predictions").state) == ("wait", "no data")
+    assert "the candidate has counted no predictions" in found.words
 
 
 def test_disagreement_of_mirrored_rows_holds() -> None:
