@@ -1,13 +1,15 @@
 """The policy: defaults, an endpoint's own, and every problem of the file in words."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from deploy.errors import PolicyInvalid
-from deploy.rollout.policy import read_policy
+from deploy.rollout.policy import Rate, read_policy
 from monitoring.config import Objectives
 
+ROOT = Path(__file__).parents[4]
 FEW = "seconds: 1, requests: 5, give_up_seconds: 9"
 STEPS = f"[{{weight: 10, {FEW}}}, {{weight: 100, {FEW}}}]"
 
@@ -39,6 +41,15 @@ def test_an_endpoint_differs_in_what_it_says_and_in_nothing_else(tmp_path: Path)
     assert (other.errors.p0, other.errors.margin) == (0.02, 0.01)
     assert (flights.on_prediction_change, other.on_prediction_change) == ("roll back", "hold")
     assert [step.weight for step in other.steps] == [10, 100]
+
+
+def test_the_documented_example_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "deploy/rollout/README.md").read_text(), re.DOTALL)
+    path = tmp_path / "rollout.yaml"
+    path.write_text(example)
+    policy = read_policy(path, "flights")
+    assert [step.weight for step in policy.steps] == [0, 10, 100]
+    assert (policy.on_prediction_change, policy.agreement.share, policy.errors) == ("roll back", 0.98, Rate())
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
