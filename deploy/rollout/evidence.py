@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from deploy.drift import Edges
 from deploy.errors import NoData
@@ -21,8 +22,8 @@ from monitoring import drift, names
 LOOKBACK_SECONDS = 300
 """A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
 GRPC = "oip_grpc"
-_WINDOWS, _FEWEST_WINDOWS, _WINDOW_SECONDS = 8, 3, 60
-"""Of the time since the canary began, between which dispersion is estimated."""
+RARE, FEW_IN_A_BIN, FEWEST_WINDOWS = 0.02, 10, 4
+"""What a dispersion is estimated from: bins with as large a share, counts in the mean bin of a window, and windows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +130,16 @@ def read_evidence(
     scraped = _Scraped(prometheus, model, (champion, candidate), canary_since, at)
     features = {version: _features(prometheus, model, version, canary_since, at) for version in (champion, candidate)}
 
+    def in_bursts(one: Counts, number: int) -> Counts:
+        # The recorded dispersion looks back a week, which a new endpoint has not.
+        key = (one.feature, one.kind)
+        series = [
+            each
+            for each in scraped.of(names.FEATURE_ROWS, number)
+            if (each.labels["feature"], each.labels["kind"]) == key
+        ]
+        return replace(one, dispersion=max(one.dispersion, _bursts(series, "bin", canary_since)))
+
     def version(number: int) -> Version:
         return Version(
             version=number,
@@ -141,15 +152,13 @@ def read_evidence(
             agreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="agree"),
             disagreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="disagree"),
             confusion=scraped.confusion(number, canary_since),
-            features=features[number][0],
+            features=tuple(in_bursts(one, number) for one in features[number][0]),
             edges=(edges or {}).get(number, {}),
         )
 
     queries = {**scraped.queries, **features[champion][1], **features[candidate][1]}
-    dispersion = _latency_dispersion(scraped.of(names.EDGE_SECONDS, champion), canary_since)
-    return Evidence(
-        version(champion), version(candidate), canary_since, step_since, at, dispersion, queries,
-    )  # fmt: skip
+    waits = _bursts(scraped.of(names.EDGE_SECONDS, champion), "le", canary_since, cumulated=True)
+    return Evidence(version(champion), version(candidate), canary_since, step_since, at, waits, queries)
 
 
 class _Scraped:
@@ -157,9 +166,14 @@ class _Scraped:
 
     _COUNTERS_AND_GAUGES = (
         names.EDGE_REQUESTS, names.EDGE_LOST, names.REQUESTS, names.VERSION_READY, names.WORKER_RESTARTS,
-        names.WORKER_MEMORY, names.SHADOW_REQUESTS, names.SHADOW_ROWS, names.FEEDBACK,
+        names.WORKER_MEMORY, names.SHADOW_REQUESTS, names.SHADOW_ROWS, names.FEEDBACK, names.FEATURE_ROWS,
     )  # fmt: skip
     _HISTOGRAMS = (names.EDGE_SECONDS, names.SHADOW_SECONDS)
+    _ALONE: Mapping[names.Metric, tuple[str, ...]] = {
+        names.REQUESTS: (f'protocol="{GRPC}"',),
+        names.FEATURE_ROWS: ('kind=~"output|prediction"',),
+    }
+    """Which series of a metric are wanted alone."""
 
     def __init__(self, prometheus: Prometheus, model: str, versions: Iterable[int], since: float, at: float) -> None:
         self._found: dict[str, tuple[Scraped, ...]] = {}
@@ -167,8 +181,8 @@ class _Scraped:
         of = f'version=~"{"|".join(map(str, versions))}"'
         for metric in (*self._COUNTERS_AND_GAUGES, *self._HISTOGRAMS):
             series = f"{metric.name}_bucket" if metric in self._HISTOGRAMS else metric.name
-            grpc = (f'protocol="{GRPC}"',) if metric is names.REQUESTS else ()
-            query = f"{selector(series, of, *grpc, model=model)}[{math.ceil(at - since) + LOOKBACK_SECONDS}s]"
+            wanted = selector(series, of, *self._ALONE.get(metric, ()), model=model)
+            query = f"{wanted}[{math.ceil(at - since) + LOOKBACK_SECONDS}s]"
             self.queries[metric.name] = query
             self._found[metric.name] = prometheus.scraped(query, at)
 
@@ -240,47 +254,43 @@ def _since(series: Scraped, since: float) -> tuple[Array, Array]:
     return series.times[after], series.values[after]
 
 
-def _latency_dispersion(series: list[Scraped], since: float) -> float:
-    """How much more than chance the champion's latencies differ between successive scrapes; at least 1.
+def dispersion(scrapes: npt.ArrayLike) -> float:
+    """How much more than chance counts [scrapes, bins] differ from one time to the next; 1 where they are too few.
 
-    The requests of a batch wait together, and a pause hits whoever is there: latencies come in bursts. The largest
-    among the nodes.
+    Rare bins count as one, as they have too few to show bursts; scrapes are taken together for the same reason, until
+    the mean bin has FEW_IN_A_BIN.
     """
-    nodes: dict[str, dict[float, Array]] = defaultdict(dict)
+    scrapes = np.asarray(scrapes, dtype=np.float64)
+    rare = scrapes.sum(axis=0) < RARE * scrapes.sum()
+    bins = np.column_stack((scrapes[:, ~rare], scrapes[:, rare].sum(axis=1)))
+    windows = min(len(bins), int(bins.sum()) // (FEW_IN_A_BIN * bins.shape[1]))
+    if windows < FEWEST_WINDOWS or bins.shape[1] < 3:
+        return 1.0
+    return float(drift.dispersion([part.sum(axis=0) for part in np.array_split(bins, windows)]))
+
+
+def _bursts(series: Iterable[Scraped], bin_label: str, since: float, *, cumulated: bool = False) -> float:
+    """Dispersion of what was counted from scrape to scrape, the mean of the nodes'; of a histogram bins are cumulated."""
+    nodes: dict[str, dict[str, Array]] = defaultdict(dict)
     for one in series:
-        nodes[one.labels.get("instance", "")][float(one.labels["le"])] = _since(one, since)[1]
-    found = [1.0]
-    for buckets in nodes.values():
-        scrapes = min(map(len, buckets.values()))
-        cumulated = np.array([buckets[bound][-scrapes:] for bound in sorted(buckets)] if scrapes > 2 else [])
-        grown = np.diff(np.diff(cumulated, axis=0, prepend=0.0), axis=1).T if len(cumulated) else np.empty((0, 1))
-        # A restart gives negative ones, and what is compared with it says nothing.
-        grown = grown[(grown >= 0).all(axis=1)]
-        if len(grown) > 1:
-            found.append(float(drift.dispersion(grown)))
-    return max(found)
+        nodes[one.labels.get("instance", "")][one.labels[bin_label]] = _since(one, since)[1]
+    found = []
+    for bins in nodes.values():
+        scrapes = min(map(len, bins.values()))
+        labels = sorted(bins, key=float) if cumulated else sorted(bins)
+        counts = np.array([bins[label][len(bins[label]) - scrapes :] for label in labels])
+        grown = np.diff(np.diff(counts, axis=0, prepend=0.0) if cumulated else counts, axis=1).T
+        # After a restart they shrink, which says nothing.
+        found.append(dispersion(grown[(grown >= 0).all(axis=1)]))
+    return float(np.mean(found)) if found else 1.0
 
 
 def _features(
     prometheus: Prometheus, model: str, version: int, since: float, at: float
 ) -> tuple[tuple[Counts, ...], dict[str, str]]:
-    """Every feature's rows since the canary began, with the larger of the recorded dispersion and that within it."""
-    span = max(1, round(at - since))
+    """Every feature's rows since the canary began, and the queries that gave them."""
     try:
-        found = read_features(prometheus, model, version, span, 1, at)
-        windows = min(_WINDOWS, span // _WINDOW_SECONDS)
-        within = (
-            read_features(prometheus, model, version, span // windows, windows, at)
-            if windows >= _FEWEST_WINDOWS
-            else None
-        )
+        found = read_features(prometheus, model, version, max(1, round(at - since)), 1, at)
     except NoData:
         return (), {}
-    queries = {f"{name} of features, version {version}": query for name, query in found.queries.items()}
-    estimated = {} if within is None else {(one.feature, one.kind): one.live for one in within.counts}
-    counts = []
-    for one in found.counts:
-        live = estimated.get((one.feature, one.kind))
-        bursts = 1.0 if live is None else float(drift.dispersion(live))
-        counts.append(replace(one, dispersion=max(one.dispersion, bursts)))
-    return tuple(counts), queries
+    return found.counts, {f"{name} of features, version {version}": query for name, query in found.queries.items()}

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.errors import PrometheusUnreachable
 from deploy.prometheus import Prometheus, Scraped
-from deploy.rollout.evidence import Evidence, increase, read_evidence
+from deploy.rollout.evidence import Evidence, dispersion, increase, read_evidence
 from deploy.rollout.gate import judge
 from deploy.rollout.policy import Policy
 from tests.unit.deploy.history import STEP_SECONDS, Array, History, Traffic, real_prometheus
@@ -176,3 +176,17 @@ def test_no_prometheus_is_an_error_of_its_own(free_ports: Callable[[int], list[i
 def test_increase_is_exact(values: list[float], since: float, expected: int) -> None:
     times = np.array([10, 15, 20, 25][: len(values)], dtype=np.float64)
     assert increase(Scraped({}, times, np.array(values, dtype=np.float64)), since) == expected
+
+
+@pytest.mark.parametrize("run", [1, 5])
+@pytest.mark.parametrize("rows", [40, 400])
+def test_dispersion_is_the_length_of_runs_whatever_the_bins(run: int, rows: int) -> None:
+    random = np.random.default_rng(1)
+    shares = np.array([0.5, 0.3, 0.19, 0.009, 0.001, *[0.0] * 16])
+    assert dispersion(run * random.multinomial(rows // run, shares, 500)) == pytest.approx(run, rel=0.15)
+
+
+def test_dispersion_of_too_little_is_that_of_independent_rows() -> None:
+    assert dispersion(np.zeros((0, 3))) == 1
+    assert dispersion(np.full((100, 3), 0.2)) == 1
+    assert dispersion([[100, 0], [300, 0], [100, 0], [300, 0], [0, 0]]) == 1
