@@ -22,7 +22,7 @@ from monitoring import drift, names
 LOOKBACK_SECONDS = 300
 """A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
 GRPC = "oip_grpc"
-RARE, FEW_IN_A_BIN, FEWEST_WINDOWS = 0.02, 10, 4
+RARE, FEW_IN_A_BIN, FEWEST_WINDOWS = 0.02, 30, 4
 """What a dispersion is estimated from: bins with as large a share, counts in the mean bin of a window, and windows."""
 
 
@@ -270,7 +270,7 @@ def dispersion(scrapes: npt.ArrayLike) -> float:
 
 
 def _bursts(series: Iterable[Scraped], bin_label: str, since: float, *, cumulated: bool = False) -> float:
-    """Dispersion of what was counted from scrape to scrape, the mean of the nodes'; of a histogram bins are cumulated."""
+    """Dispersion of what was counted from scrape to scrape, the mean of the nodes. A histogram's bins are cumulated."""
     nodes: dict[str, dict[str, Array]] = defaultdict(dict)
     for one in series:
         nodes[one.labels.get("instance", "")][one.labels[bin_label]] = _since(one, since)[1]

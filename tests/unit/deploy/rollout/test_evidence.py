@@ -183,7 +183,7 @@ def test_increase_is_exact(values: list[float], since: float, expected: int) -> 
 def test_dispersion_is_the_length_of_runs_whatever_the_bins(run: int, rows: int) -> None:
     random = np.random.default_rng(1)
     shares = np.array([0.5, 0.3, 0.19, 0.009, 0.001, *[0.0] * 16])
-    assert dispersion(run * random.multinomial(rows // run, shares, 500)) == pytest.approx(run, rel=0.15)
+    assert dispersion(run * random.multinomial(rows // run, shares, 500)) == pytest.approx(run, rel=0.2)
 
 
 def test_dispersion_of_too_little_is_that_of_independent_rows() -> None:
