@@ -6,24 +6,21 @@ matter: for them increase() does.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from deploy.drift import Edges
 from deploy.errors import NoData
-from deploy.prometheus import Array, Prometheus, Scraped, selector
+from deploy.prometheus import Prometheus, Scraped, selector
+from deploy.rollout.samples import after, bursts, increase
 from deploy.traffic import Counts, read_features
-from monitoring import drift, names
+from monitoring import names
+from monitoring.drift import Array
 
 LOOKBACK_SECONDS = 300
 """A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
 GRPC = "oip_grpc"
-RARE, FEW_IN_A_BIN, FEWEST_WINDOWS = 0.02, 30, 4
-"""What a dispersion is estimated from: bins with as large a share, counts in the mean bin of a window, and windows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +127,7 @@ def read_evidence(
     scraped = _Scraped(prometheus, model, (champion, candidate), canary_since, at)
     features = {version: _features(prometheus, model, version, canary_since, at) for version in (champion, candidate)}
 
-    def in_bursts(one: Counts, number: int) -> Counts:
+    def inbursts(one: Counts, number: int) -> Counts:
         # The recorded dispersion looks back a week, which a new endpoint has not.
         key = (one.feature, one.kind)
         series = [
@@ -138,7 +135,7 @@ def read_evidence(
             for each in scraped.of(names.FEATURE_ROWS, number)
             if (each.labels["feature"], each.labels["kind"]) == key
         ]
-        return replace(one, dispersion=max(one.dispersion, _bursts(series, "bin", canary_since)))
+        return replace(one, dispersion=max(one.dispersion, bursts(series, "bin", canary_since)))
 
     def version(number: int) -> Version:
         return Version(
@@ -148,16 +145,16 @@ def read_evidence(
             shadow=scraped.copied(number, step_since),
             seen=max((one.times[-1] for one in scraped.of(names.VERSION_READY, number)), default=-math.inf),
             restarts=scraped.total(names.WORKER_RESTARTS, number, canary_since),
-            memory=tuple(_since(one, canary_since) for one in scraped.of(names.WORKER_MEMORY, number)),
+            memory=tuple(after(one, canary_since) for one in scraped.of(names.WORKER_MEMORY, number)),
             agreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="agree"),
             disagreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="disagree"),
             confusion=scraped.confusion(number, canary_since),
-            features=tuple(in_bursts(one, number) for one in features[number][0]),
+            features=tuple(inbursts(one, number) for one in features[number][0]),
             edges=(edges or {}).get(number, {}),
         )
 
     queries = {**scraped.queries, **features[champion][1], **features[candidate][1]}
-    waits = _bursts(scraped.of(names.EDGE_SECONDS, champion), "le", canary_since, cumulated=True)
+    waits = bursts(scraped.of(names.EDGE_SECONDS, champion), "le", canary_since, cumulated=True)
     return Evidence(version(champion), version(candidate), canary_since, step_since, at, waits, queries)
 
 
@@ -197,12 +194,16 @@ class _Scraped:
         def grpc(outcome: str) -> int:
             return self.total(names.REQUESTS, version, since, outcome=outcome)
 
+        answered = self._codes(names.EDGE_REQUESTS, version, since, "")
+        # gRPC carries its errors in an HTTP answer of 200: the workers know better than the edge, and may be asked a
+        # moment later.
+        failed = self._codes(names.EDGE_REQUESTS, version, since, "5") + grpc("failed") + grpc("expired")
+        refused = self._codes(names.EDGE_REQUESTS, version, since, "4") + grpc("refused")
         return Counted(
-            answered=self._codes(names.EDGE_REQUESTS, version, since, ""),
-            # gRPC carries its errors in an HTTP answer of 200: the workers know better than the edge.
-            failed=self._codes(names.EDGE_REQUESTS, version, since, "5") + grpc("failed") + grpc("expired"),
+            answered=answered,
+            failed=min(failed, answered),
             lost=self.total(names.EDGE_LOST, version, since),
-            refused=self._codes(names.EDGE_REQUESTS, version, since, "4") + grpc("refused"),
+            refused=min(refused, answered),
             seconds=self._seconds(names.EDGE_SECONDS, version, since),
         )
 
@@ -235,54 +236,6 @@ class _Scraped:
         self, metric: names.Metric, version: int, since: float, wanted: Callable[[Mapping[str, str]], bool]
     ) -> int:
         return sum(increase(one, since) for one in self.of(metric, version) if wanted(one.labels))
-
-
-def increase(series: Scraped, since: float) -> int:
-    """What a counter grew by after its last sample up to `since`, exactly; all of it where it was born later.
-
-    A value below the one before is a restart from 0.
-    """
-    before = series.times <= since
-    start = series.values[before][-1] if before.any() else 0.0
-    after = series.values[~before]
-    grown = np.diff(after, prepend=start)
-    return round(float(np.where(grown < 0, after, grown).sum()))
-
-
-def _since(series: Scraped, since: float) -> tuple[Array, Array]:
-    after = series.times > since
-    return series.times[after], series.values[after]
-
-
-def dispersion(scrapes: npt.ArrayLike) -> float:
-    """How much more than chance counts [scrapes, bins] differ from one time to the next; 1 where they are too few.
-
-    Rare bins count as one, as they have too few to show bursts; scrapes are taken together for the same reason, until
-    the mean bin has FEW_IN_A_BIN.
-    """
-    scrapes = np.asarray(scrapes, dtype=np.float64)
-    rare = scrapes.sum(axis=0) < RARE * scrapes.sum()
-    bins = np.column_stack((scrapes[:, ~rare], scrapes[:, rare].sum(axis=1)))
-    windows = min(len(bins), int(bins.sum()) // (FEW_IN_A_BIN * bins.shape[1]))
-    if windows < FEWEST_WINDOWS or bins.shape[1] < 3:
-        return 1.0
-    return float(drift.dispersion([part.sum(axis=0) for part in np.array_split(bins, windows)]))
-
-
-def _bursts(series: Iterable[Scraped], bin_label: str, since: float, *, cumulated: bool = False) -> float:
-    """Dispersion of what was counted from scrape to scrape, the mean of the nodes. A histogram's bins are cumulated."""
-    nodes: dict[str, dict[str, Array]] = defaultdict(dict)
-    for one in series:
-        nodes[one.labels.get("instance", "")][one.labels[bin_label]] = _since(one, since)[1]
-    found = []
-    for bins in nodes.values():
-        scrapes = min(map(len, bins.values()))
-        labels = sorted(bins, key=float) if cumulated else sorted(bins)
-        counts = np.array([bins[label][len(bins[label]) - scrapes :] for label in labels])
-        grown = np.diff(np.diff(counts, axis=0, prepend=0.0) if cumulated else counts, axis=1).T
-        # After a restart they shrink, which says nothing.
-        found.append(dispersion(grown[(grown >= 0).all(axis=1)]))
-    return float(np.mean(found)) if found else 1.0
 
 
 def _features(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deploy.rollout.evidence import Counted, Evidence, Version, dispersion
+from deploy.rollout.evidence import Counted, Evidence, Version
 from deploy.rollout.gate import judge
 from deploy.rollout.policy import Policy
+from deploy.rollout.samples import dispersion
 from deploy.traffic import Counts
 from monitoring.drift import wilson_interval
 from monitoring.names import LATENCY_BUCKETS_SECONDS
