@@ -1,10 +1,11 @@
 """Exact increases, and bursts in counts."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from deploy.prometheus import Scraped
-from deploy.rollout.samples import dispersion, increase
+from deploy.rollout.samples import bursts, dispersion, increase
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,29 @@ def test_dispersion_of_too_little_is_that_of_independent_rows() -> None:
     assert dispersion(np.zeros((0, 3))) == 1
     assert dispersion(np.full((100, 3), 0.2)) == 1
     assert dispersion([[100, 0], [300, 0], [100, 0], [300, 0], [0, 0]]) == 1
+
+
+def counters(instance: str, counts: npt.NDArray[np.int64], labels: tuple[str, ...], label: str) -> list[Scraped]:
+    """Counters of one node that have grown by counts [scrapes, bins]."""
+    times = 5.0 * np.arange(len(counts))
+    totals = counts.cumsum(axis=0).astype(np.float64)
+    return [Scraped({"instance": instance, label: name}, times, totals[:, at]) for at, name in enumerate(labels)]
+
+
+def test_bursts_are_those_of_each_node_through_restarts() -> None:
+    random = np.random.default_rng(2)
+    runs = 4 * random.multinomial(100, [0.4, 0.3, 0.3], (2, 300))
+    plain = [one for node, counts in enumerate(runs) for one in counters(str(node), counts, ("a", "b", "c"), "bin")]
+    assert bursts(plain, "bin", -1) == pytest.approx(4, rel=0.15)
+    assert bursts(plain, "bin", 1e9) == 1
+    restarted = [
+        Scraped(one.labels, one.times, np.where(one.times < 700, one.values, one.values - one.values[139]))
+        for one in plain
+    ]
+    assert bursts(restarted, "bin", -1) == pytest.approx(4, rel=0.15)
+
+
+def test_bins_of_a_histogram_are_cumulated() -> None:
+    counts = 4 * np.random.default_rng(3).multinomial(100, [0.4, 0.3, 0.3], 300)
+    series = counters("a", counts.cumsum(axis=1), ("0.5", "2.0", "10.0"), "le")
+    assert bursts(series, "le", -1, cumulated=True) == pytest.approx(4, rel=0.15)
