@@ -35,14 +35,16 @@ def after(series: Scraped, since: float) -> tuple[Array, Array]:
 def dispersion(scrapes: npt.ArrayLike) -> float:
     """How much more than chance counts [scrapes, bins] differ from one time to the next; 1 where they are too few.
 
-    Rare bins count as one, as they have too few to show bursts; scrapes are taken together for the same reason, until
-    the mean bin has FEW_IN_A_BIN.
+    Rare bins count with the next rarest, as they have too few to show bursts; scrapes are taken together for the same
+    reason, until the mean bin has FEW_IN_A_BIN.
     """
     scrapes = np.asarray(scrapes, dtype=np.float64)
-    rare = scrapes.sum(axis=0) < RARE * scrapes.sum()
-    bins = np.column_stack((scrapes[:, ~rare], scrapes[:, rare].sum(axis=1)))
+    totals = scrapes.sum(axis=0)
+    order = np.argsort(totals)
+    rare = int((totals < RARE * totals.sum()).sum())
+    bins = np.column_stack((scrapes[:, order[: rare + 1]].sum(axis=1), scrapes[:, order[rare + 1 :]]))
     windows = min(len(bins), int(bins.sum()) // (FEW_IN_A_BIN * bins.shape[1]))
-    if windows < FEWEST_WINDOWS or bins.shape[1] < 3:
+    if windows < FEWEST_WINDOWS or bins.shape[1] < 2:
         return 1.0
     return float(drift.dispersion([part.sum(axis=0) for part in np.array_split(bins, windows)]))
 

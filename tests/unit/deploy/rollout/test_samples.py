@@ -39,7 +39,7 @@ def test_dispersion_of_too_little_is_that_of_independent_rows() -> None:
 
 def counters(instance: str, counts: npt.NDArray[np.int64], labels: tuple[str, ...], label: str) -> list[Scraped]:
     """Counters of one node that have grown by counts [scrapes, bins]."""
-    times = 5.0 * np.arange(len(counts))
+    times = np.arange(0, 5 * len(counts), 5, dtype=np.float64)
     totals = counts.cumsum(axis=0).astype(np.float64)
     return [Scraped({"instance": instance, label: name}, times, totals[:, at]) for at, name in enumerate(labels)]
 
