@@ -10,9 +10,11 @@ LOAD_SECONDS ?= 20
 BENCH ?=
 DRIFT_BENCH ?=
 DRIFT_STUDY ?=
+ROLLOUT_BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo models test check load bench drift-bench drift-study clean generate lock programs postgresql
+.PHONY: help demo models test check load bench drift-bench drift-study rollout-bench clean generate lock programs
+.PHONY: postgresql
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +45,9 @@ drift-bench: $(INSTALLED) programs ## False alarms, delays and costs of drift mo
 
 drift-study: $(INSTALLED) programs ## Replay seven months of flights through the node: when are summer and September seen?
 	$(BIN)/python -m tests.bench.study $(DRIFT_STUDY)
+
+rollout-bench: $(INSTALLED) ## What the gate does with good and bad canaries, against its bars (ROLLOUT_BENCH=--help)
+	$(BIN)/python -m tests.bench.rollout $(ROLLOUT_BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
