@@ -109,6 +109,7 @@ def test_request_that_another_version_can_answer_does_not_wait(layout: Layout, p
 
     async def main() -> None:
         serving = asyncio.create_task(places.serve())
+        await asyncio.sleep(0)  # it listens
         place = await asyncio.to_thread(take)
         places.turn_away({("flights", 1)})
         with asked() as early:
