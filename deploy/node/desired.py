@@ -102,6 +102,9 @@ class ActualEndpoint(_Frozen):
     versions: tuple[ActualVersion, ...]
     explainer: ActualExplainer | None = None
     """Its state does not count for the node's: predictions do not depend on it."""
+    fallback: int | None = None
+    """What is in force, like the weights."""
+    mirror: Mirror | None = None
 
 
 class Actual(_Frozen):
