@@ -105,7 +105,7 @@ class Evidence:
     """What each number is the answer to."""
 
 
-def read_evidence(  # noqa: PLR0913 - the contract of the rollout
+def read_evidence(
     prometheus: Prometheus,
     model: str,
     champion: int,

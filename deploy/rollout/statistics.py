@@ -44,7 +44,7 @@ class Compared:
     passed: Bools
 
 
-def sequential(  # noqa: PLR0913 - counts, and the four numbers of the test
+def sequential(
     bad: npt.ArrayLike,
     trials: npt.ArrayLike,
     reference_bad: npt.ArrayLike,
