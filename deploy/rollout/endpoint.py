@@ -97,7 +97,7 @@ class Endpoint:
             entry = self._begin(writer, "rollback", target, current, move)
         return _done(run.go_on(entry))
 
-    def adopt(self, release: Release, serve: Callable[[], None]) -> Entry | None:
+    def adopt(self, release: Release, serve: Callable[[], object]) -> Entry | None:
         """Write down that `serve`, which is called, gives all traffic to `release` unjudged; None if it had it."""
         with self.ledger.writing() as writer:
             _refuse_unfinished(writer.entries())
