@@ -33,7 +33,7 @@ def main(version: int, state: str, step: int | None) -> None:
     endpoint = here.endpoint(settings, "flights", tell=tell, policy=POLICY)
     endpoint.judging = lambda _: good
     ended = endpoint.roll_out(here.release(settings, "flights", version)) if version else endpoint.resume()
-    print(ended.state)
+    sys.stdout.write(f"{ended.state}\n")
 
 
 if __name__ == "__main__":

@@ -119,10 +119,83 @@ def test_a_cli_killed_at_any_step_costs_nothing_and_one_command_ends_it(
         else:
             result = killed_rollout(running, "2", *state.split())
             assert result.returncode == -signal.SIGKILL, result.stderr
-        assert newest(running).state == state.split()[0] or state == "ROLLING_BACK"
+        assert newest(running).state == state.split(maxsplit=1)[0] or state == "ROLLING_BACK"
         if then == "resume" and newest(running).state != "PROMOTED":
             assert killed_rollout(running, "0", "never").stdout == "PROMOTED\n"
             wait_for(lambda: weights(running) == {2: 100, 1: 0}, 10)
         assert rolled_back_seconds(running) < 1
         wait_for(lambda: weights(running) == {1: 100}, 30)
     assert newest(running).state == "ROLLED_BACK"
+
+
+def test_rollback_warm_and_cold_with_mlflow_and_prometheus_gone(lab: Lab, running: RunningNode) -> None:
+    with light_load(lab, running):
+        assert killed_rollout(running, "2", "never").stdout == "PROMOTED\n"
+        assert rolled_back_seconds(running) < 1  # version 1 was warm
+        assert newest(running).words == "all traffic is on version 1"
+        wait_for(lambda: weights(running) == {1: 100}, 30)
+        assert rolled_back_seconds(running, "--to", "2") < 15  # version 2 was unloaded
+        assert rolled_back_seconds(running) < 15
+        wait_for(lambda: weights(running) == {1: 100}, 30)
+
+
+def test_without_prometheus_a_rollout_is_held_and_says_what_can_be_done(lab: Lab, running: RunningNode) -> None:
+    with light_load(lab, running):
+        result = shipway(running, "rollout", "flights", "2", "--json")
+        assert result.returncode == 3, result.stderr
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        states = [line["entry"]["state"] for line in lines if "entry" in line]
+        assert states == ["PENDING", "READY", "CANARY", "JUDGING", "HELD"]
+        assert "--resume" in result.stderr
+        assert "shipway rollback flights" in result.stderr
+        assert weights(running) == {1: 70, 2: 30}
+        again = shipway(running, "rollout", "flights", "2")
+        assert (again.returncode, again.stdout) == (1, "")
+        assert f"the rollout {newest(running).rollout} of flights is HELD" in again.stderr
+        assert shipway(running, "serve", "flights", "2").returncode == 1
+        assert shipway(running, "rollout", "flights", "--resume").returncode == 3
+        assert rolled_back_seconds(running) < 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "left"),
+    [(signal.SIGINT, 4, {1: 100}), (signal.SIGTERM, 1, {1: 70, 2: 30}), (signal.SIGKILL, -9, {1: 70, 2: 30})],
+)
+def test_signals(lab: Lab, running: RunningNode, number: signal.Signals, code: int, left: dict[int, int]) -> None:
+    policy = running.settings.rollout_config
+    assert policy is not None
+    policy.write_text(HURRIED.replace("give_up_seconds: 3", "give_up_seconds: 300"))
+    try:
+        with light_load(lab, running):
+            process = start(running, "deploy.cli", "rollout", "flights", "2")
+            wait_for(lambda: newest(running).state == "JUDGING", 60)
+            second = shipway(running, "rollout", "flights", "--resume")
+            assert second.returncode == 1
+            assert f"the process {process.pid} carries out the rollout {newest(running).rollout} now" in second.stderr
+            process.send_signal(number)
+            result = finished(process)
+            assert result.returncode == code, result.stderr
+            wait_for(lambda: weights(running) == left, 30)
+            if number == signal.SIGTERM:
+                assert "shipway rollout flights --resume" in result.stderr
+            if code != 4:
+                assert rolled_back_seconds(running) < 1
+            wait_for(lambda: weights(running) == {1: 100}, 30)
+    finally:
+        policy.write_text(HURRIED)
+
+
+def test_a_rollback_elsewhere_ends_a_rollout_that_runs(lab: Lab, running: RunningNode) -> None:
+    policy = running.settings.rollout_config
+    assert policy is not None
+    policy.write_text(HURRIED.replace("give_up_seconds: 3", "give_up_seconds: 300"))
+    try:
+        with light_load(lab, running):
+            process = start(running, "deploy.cli", "rollout", "flights", "2")
+            wait_for(lambda: newest(running).state == "JUDGING", 60)
+            assert rolled_back_seconds(running) < 1
+            result = finished(process)
+            assert result.returncode == 4
+            assert f"has taken the rollout {newest(running).rollout} in hand" in result.stderr
+    finally:
+        policy.write_text(HURRIED)
