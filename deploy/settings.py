@@ -271,6 +271,11 @@ class Settings(BaseSettings):
         return self.state_dir / "reports"
 
     @property
+    def rollouts_dir(self) -> Path:
+        """The ledgers."""
+        return self.state_dir / "rollouts"
+
+    @property
     def logs_dir(self) -> Path:
         return self.state_dir / "logs"
 
@@ -303,6 +308,11 @@ class Settings(BaseSettings):
     @property
     def actual_file(self) -> Path:
         return self.node_dir / "actual.json"
+
+    @property
+    def disagreements_file(self) -> Path:
+        """Where this node says which copied requests its two versions answered differently."""
+        return self.node_dir / "disagreements.json"
 
     def as_environment(self) -> dict[str, str]:
         """The variables that give a child process exactly these settings, whatever its own environment says."""
