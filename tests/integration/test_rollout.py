@@ -81,10 +81,18 @@ def killed_rollout(running: RunningNode, *arguments: str) -> "subprocess.Complet
     return finished(start(running, "tests.integration.killed_rollout", *arguments))
 
 
+class Light(Load):
+    """Some tens of requests a second: what is tested beside it needs the processor too."""
+
+    def take(self) -> bool:
+        time.sleep(0.02)
+        return super().take()
+
+
 @contextlib.contextmanager
 def light_load(lab: Lab, running: RunningNode) -> Iterator[Load]:
     """One client that keeps asking; none of its requests may fail."""
-    load = Load(running.port, json.dumps(lab.row()).encode(), 10**6, time.monotonic() + 240)
+    load = Light(running.port, json.dumps(lab.row()).encode(), 10**6, time.monotonic() + 240)
     asking = clients.run(load, [clients.http1])
     try:
         yield load
