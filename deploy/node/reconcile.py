@@ -213,7 +213,7 @@ class Reconciler:
             loaded.workers = self.places.open(*loaded.key, int(plan["minWorkers"]))
             await self.management.register(directory.name)
             loaded.registered = True
-        await _unless(self.overtaken, self._prove(loaded))
+        await unless(self.overtaken, self._prove(loaded))
 
     async def _prove(self, loaded: Loaded) -> None:
         """Return once this hardware reproduces the version's golden set, or explains it."""
@@ -362,7 +362,7 @@ class Reconciler:
         logger.info("%s version %s is out of service", loaded.model, loaded.version)
 
 
-async def _unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+async def unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> None:
     """Do the work; Overtaken if the event comes first."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
     try:
