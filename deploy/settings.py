@@ -297,6 +297,11 @@ class Settings(BaseSettings):
         return self.node_dir / "feedback.sqlite3"
 
     @property
+    def rollouts_dir(self) -> Path:
+        """The ledgers, one file for each model."""
+        return self.state_dir / "rollouts"
+
+    @property
     def desired_file(self) -> Path:
         return self.node_dir / "desired.json"
 

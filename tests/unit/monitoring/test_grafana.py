@@ -199,6 +199,9 @@ def test_annotation_is_global_or_for_one_dashboard(stub: Stub) -> None:
         {"text": "flights 2 at 5%", "tags": ["shipway", "flights"], "time": 1700000000250},
         {"text": "rolled back", "tags": ["shipway"], "time": 1000, "timeEnd": 2500, "dashboardUID": "shipway-drift"},
     ]
+    assert grafana.annotated(["flights"])
+    assert grafana.annotated(["shipway", "flights"])
+    assert not grafana.annotated(["shipway", "flights & more"])
     with pytest.raises(GrafanaRefused, match=r"would not write an annotation \(400\): Failed to save"):
         grafana.annotate("", ["shipway"], at_seconds=1.0)
 
