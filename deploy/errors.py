@@ -9,6 +9,7 @@
     ├── NoData                  Prometheus has nothing to compute an answer from
     ├── RolloutError            a version could not be moved to, or away from
     │   ├── LedgerUnusable      the record of rollouts cannot be read or written
+    │   ├── AlertsRefused       a message that is not Alertmanager's
     │   └── PolicyInvalid       the file of steps and limits says what is not allowed
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
@@ -95,6 +96,12 @@ class RolloutError(ShipwayError):
 class LedgerUnusable(RolloutError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the ledger {path} cannot be used: {reason}")
+
+
+class AlertsRefused(RolloutError):
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("this is no message of Alertmanager's webhook, version 4: " + "; ".join(problems))
 
 
 class PolicyInvalid(RolloutError):

@@ -9,7 +9,7 @@ import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from deploy.errors import LedgerUnusable, ShipwayError
 from deploy.rollout.ledger import Ledger, models
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from monitoring.grafana import Grafana
 
 PlaceName = Literal["mlflow", "grafana"]
+PLACE_NAMES: tuple[PlaceName, ...] = get_args(PlaceName)
 
 _ENDS: Mapping[State, Literal["FINISHED", "FAILED"]] = {"PROMOTED": "FINISHED", "ROLLED_BACK": "FAILED"}
 _SEEN_FROM_AFAR: tuple[State, ...] = ("CANARY", "HELD", "ROLLING_BACK", "ROLLED_BACK", "PROMOTED")
