@@ -35,7 +35,9 @@ class _Alert(BaseModel):
 
     def detail(self) -> dict[str, str]:
         """What the ledger keeps of it; another alert has another one."""
-        labels = {name: self.labels[name] for name in ("alertname", "severity", "version") if name in self.labels}
+        labels: dict[str, str] = {
+            name: self.labels[name] for name in ("alertname", "severity", "version") if name in self.labels
+        }
         return {**labels, "status": self.status, "starts_at": self.starts_at, "fingerprint": self.fingerprint}
 
     def words(self) -> str:
