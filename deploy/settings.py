@@ -275,6 +275,11 @@ class Settings(BaseSettings):
         return self.state_dir / "reports"
 
     @property
+    def rollouts_dir(self) -> Path:
+        """The ledgers."""
+        return self.state_dir / "rollouts"
+
+    @property
     def logs_dir(self) -> Path:
         return self.state_dir / "logs"
 
@@ -308,11 +313,6 @@ class Settings(BaseSettings):
     def courier_token(self) -> Path:
         """The bearer token that `shipway courier` wants from Alertmanager; made by it, mode 0600."""
         return self.state_dir / "keys" / "courier.token"
-
-    @property
-    def rollouts_dir(self) -> Path:
-        """The ledgers, one file for each model."""
-        return self.state_dir / "rollouts"
 
     @property
     def desired_file(self) -> Path:

@@ -20,7 +20,8 @@ from model_store.errors import RegistryError
 from model_store.tracking import CHAMPION, check_reachable
 
 EXPERIMENT = "shipway-rollouts"
-ROLLOUT_TAG, MODEL_TAG = "shipway.rollout", "shipway.model"
+ROLLOUT_TAG, STARTED_TAG = "shipway.rollout", "shipway.started"
+"""What a run is found by. The time is needed too: a ledger that was begun anew begins its ids anew."""
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_. /-]")
 """What MLflow does not allow in the name of a metric."""
@@ -31,7 +32,7 @@ _LONGEST_NOTE = 5000
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the run of a rollout is found by, and what was known when it began."""
+    """What was known of a rollout when it began."""
 
     id: str
     model: str
@@ -98,12 +99,13 @@ class RolloutRuns:
 
     def _run(self, rollout: Rollout) -> str:
         experiment = self._experiment()
+        tags = {ROLLOUT_TAG: rollout.id, STARTED_TAG: str(round(rollout.started_at * 1000))}
         # Ids are of our own making, and hold no quote.
-        wanted = f"tags.`{ROLLOUT_TAG}` = '{rollout.id}' AND tags.`{MODEL_TAG}` = '{rollout.model}'"
+        wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self._client.search_runs([experiment], wanted, max_results=1)
         if found:
             return str(found[0].info.run_id)
-        tags = {ROLLOUT_TAG: rollout.id, MODEL_TAG: rollout.model}
+        tags |= {"shipway.model": rollout.model}
         made = self._client.create_run(experiment, round(rollout.started_at * 1000), tags, rollout.title)
         return str(made.info.run_id)
 

@@ -72,7 +72,7 @@ def deliver(directory: Path, name: PlaceName, reach: Callable[[], Place]) -> Del
     """Copy what the place lacks, model by model. A problem of one model does not hold up the others."""
     if not waiting(directory, name):
         return Delivered(0, ())
-    with (directory / f"{name}.lock").open("w") as lock:
+    with (directory / f"delivery-to-{name}").open("w") as lock:
         # One at a time: two would each find nothing of an entry there, and copy it twice.
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
