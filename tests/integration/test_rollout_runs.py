@@ -115,6 +115,21 @@ def test_rolled_back_rollout_is_one_run_with_its_verdict_and_moves_no_alias(
         assert (tags["shipway.role"], tags["shipway.state"]) == (role, "ROLLED_BACK")
 
 
+def test_ledger_that_was_begun_anew_gets_a_run_of_its_own(
+    settings: Settings, client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    for started in (5000.0, 6000.0):
+        directory = tmp_path / str(started)
+        ledger(directory, entry("PENDING", started, "flights-r1", champion=None if started > 5500 else CHAMPION))
+        copy(settings, directory)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "tags.`shipway.rollout` = 'flights-r1'")
+    assert sorted(run.info.start_time for run in found) == [5_000_000, 6_000_000]
+    for run in found:
+        client.delete_run(run.info.run_id)
+
+
 def test_alias_follows_a_promotion_and_its_rollback(
     settings: Settings, client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:
