@@ -11,10 +11,9 @@ import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from deploy.node.desired import Desired, read_desired, write_state
+from deploy.node.desired import Desired, read_desired
 from deploy.programs import environment
 from deploy.rollout.ledger import Ledger
-from deploy.settings import Settings
 from tests.integration.conftest import Lab, RunningNode, node
 
 POLICY = """\
