@@ -393,13 +393,15 @@ def drift(settings: Settings, name: str, version: int | None, since: int, *, eve
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file.  [default: below state_dir]")
 @pass_settings
 def report(settings: Settings, name: str, version: int | None, since: int, *, out: Path | None) -> None:
-    """Write how the model NAME served, drifted and was right into one HTML file that needs no network."""
+    """Write how the model NAME served, drifted, was right and rolled out into one HTML file that needs no network."""
     from deploy.prometheus import Prometheus
     from deploy.report.gather import gather
     from deploy.report.page import page
+    from deploy.rollout.ledger import Ledger
     from model_store.files import write_atomically
 
-    found = gather(Prometheus(settings.prometheus_url), _question(settings, name, version, since))
+    entries = Ledger(settings.rollouts_dir, name).entries()
+    found = gather(Prometheus(settings.prometheus_url), _question(settings, name, version, since), entries)
     path = out or settings.reports_dir / f"{name}-{found.file_stamp}.html"
     write_atomically(path, page(found).encode())
     click.echo(path)

@@ -13,7 +13,12 @@ import mlflow
 import pandas as pd
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+)
 
 from deploy.deployments import FLAVOR, Deployments, Options
 from deploy.errors import DeploymentExists, DeploymentMissing, DeploymentRefused, ShipwayError
@@ -160,8 +165,8 @@ def _deployments(
             raise DeploymentRefused("the endpoint", repr(endpoint), f"the deployment's own name, {name}")
         yield Deployments(read_settings())
     except _OURS as error:
-        code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
-        raise MlflowException(str(error), *([] if code is None else [code])) from error
+        code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), INTERNAL_ERROR)
+        raise MlflowException(str(error), code) from error
     finally:
         # Packaging talks to the server of our settings; the caller's own choice comes back.
         mlflow.set_tracking_uri(uris[0])

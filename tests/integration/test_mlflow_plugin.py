@@ -105,7 +105,7 @@ def test_whole_life_of_a_deployment(
 def client(served: RunningNode, monkeypatch: pytest.MonkeyPatch) -> object:
     for name, value in served.settings.as_environment().items():
         monkeypatch.setenv(name, value)
-    return get_deploy_client("shipway")
+    return get_deploy_client("shipway")  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from deploy.rollout.record import Check, Entry, Release, State, Verdict
 
 CHAMPION = Release(version=1, digest="sha256:" + "1" * 64)
 CANDIDATE = Release(version=2, digest="sha256:" + "2" * 64)
+NASTY_WORDS = "10% of 40 <b>requests</b>"
+"""Words that must stay words on a page."""
 VERDICT = Verdict(
     outcome="roll back",
     words="errors: 10% of 40 requests failed",
     checks=(
         Check(
-            name="errors", state="failed", then="roll back", words="10% of 40", numbers={"share": 0.1, "ratio": 5.25}
+            name="errors", state="failed", then="roll back", words=NASTY_WORDS, numbers={"share": 0.1, "ratio": 5.25}
         ),
         Check(name="latency", state="no data", then="roll back", words="none", numbers={"p99": float("nan")}),
     ),
