@@ -20,6 +20,7 @@ POLICY = """\
 defaults:
   steps:
     - {weight: 50, seconds: 1, requests: 1000000, give_up_seconds: 3}
+    - {weight: 100, seconds: 1, requests: 1000000, give_up_seconds: 3}
 """
 
 
@@ -45,7 +46,7 @@ def mlflow(served: RunningNode, tmp_path: Path) -> Callable[..., "subprocess.Com
             env=environment(settings),
             capture_output=True,
             text=True,
-            timeout=170,
+            timeout=300,
             check=False,
         )
 
@@ -57,7 +58,7 @@ def rows(lab: Lab, path: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_whole_life_of_a_deployment(
     lab: Lab, served: RunningNode, mlflow: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
