@@ -15,6 +15,7 @@ from deploy.settings import read_settings
 from tests.bench import report
 from tests.bench.findings import Finding
 from tests.bench.rollout.gate import ROLLOUTS, GateDiffers, gate
+from tests.bench.rollout.verdicts import verdicts
 from tests.bench.rounds import use_two_cores
 
 SPREADS = "of shares: intervals of 95%; of requests: nine of ten"
@@ -44,6 +45,7 @@ def main() -> int:
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], Iterable[Finding]]] = {
     "gate": lambda options: gate(options.seed, options.rollouts),
+    "verdicts": lambda options: verdicts(options.seed),
 }
 
 
