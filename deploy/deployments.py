@@ -163,7 +163,8 @@ def _percent(given: object) -> int:
 
 
 def _yes_or_no(given: object) -> bool | None:
-    words: dict[object, bool | None] = {None: None, True: True, False: False, "true": True, "false": False}
-    if given not in words:
+    if given is None or isinstance(given, bool):
+        return given
+    if given not in ("true", "false"):
         raise DeploymentRefused("explain", repr(given), "true or false")
-    return words[given]
+    return given == "true"
