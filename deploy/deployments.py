@@ -75,7 +75,10 @@ class Deployments:
 
     def delete(self, name: str) -> None:
         """Take it out of service, after what is in flight; nothing happens if it is not there."""
-        here.endpoint(self.settings, name).withdraw()
+        endpoint = here.endpoint(self.settings, name)
+        # A name that was mistyped gets no ledger.
+        if name in self.names() or endpoint.ledger.newest() is not None:
+            endpoint.withdraw()
 
     def names(self) -> list[str]:
         return [endpoint.model for endpoint in read_desired(self.settings.desired_file).endpoints]

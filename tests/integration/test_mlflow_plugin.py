@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from deploy.node.desired import Desired, read_desired
 from deploy.programs import environment
-from deploy.rollout.ledger import Ledger
+from deploy.rollout.ledger import Ledger, models
 from tests.integration.conftest import Lab, RunningNode, node
 
 POLICY = """\
@@ -136,8 +136,9 @@ def test_what_is_wrong_is_mlflows_exception_in_words(
         call(client)
 
 
-def test_endpoint_that_is_not_there_is_deleted_without_a_word(client: object) -> None:
+def test_endpoint_that_is_not_there_is_deleted_without_a_trace(client: object, served: RunningNode) -> None:
     client.delete_endpoint("trains")  # type: ignore[attr-defined]
+    assert "trains" not in models(served.settings.rollouts_dir)
 
 
 def test_help_says_every_option(mlflow: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
