@@ -59,6 +59,6 @@ def _header_file(api_keys: Path, path: Path) -> Path:
     if not (known and path.exists()):
         if known:  # and nobody has it any more
             auth.revoke_api_key(api_keys, CLIENT)
-        key = auth.add_api_key(api_keys, CLIENT, ["infer"])
+        key = auth.add_api_key(api_keys, CLIENT, ["infer", "explain"])
         write_atomically(path, f"x-api-key: {key}\n".encode(), mode=0o600)
     return path

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from deploy.errors import ShipwayError
 from deploy.rollout.commands import history, rollback, rollout
+from deploy.rollout.copies import PLACE_NAMES
 from deploy.scopes import SCOPES, Scope
 from deploy.settings import Settings, read_settings, variable
 from model_store.errors import ModelStoreError
@@ -78,7 +79,7 @@ def cli(context: click.Context) -> None:
 @insecure_option
 @pass_settings
 def up(settings: Settings, *, insecure: bool) -> None:
-    """Start MLflow, Prometheus, Alertmanager and the node, or what has stopped of them."""
+    """Start MLflow, the courier, Prometheus, Alertmanager and the node, or what has stopped of them."""
     from deploy import stack
 
     settings, console = _told(settings, insecure=insecure), Console()
@@ -317,6 +318,32 @@ def node(settings: Settings, *, insecure: bool) -> None:
 
 
 @cli.command()
+@pass_settings
+def courier(settings: Settings) -> None:
+    """Write Alertmanager's alerts into the ledgers, and deliver copies of the ledgers, until SIGTERM."""
+    from deploy import courier as program
+
+    program.run(settings)
+
+
+@cli.command()
+@click.option("--to", "only", type=click.Choice(PLACE_NAMES), help="This place alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@pass_settings
+def deliver(settings: Settings, only: str | None, *, as_json: bool) -> None:
+    """Copy now what MLflow and Grafana lack of the ledgers, as `courier` does by itself."""
+    from deploy.rollout import copies
+
+    wanted = {name: reach for name, reach in copies.places(settings).items() if only in (None, name)}
+    found = {name: copies.deliver(settings.rollouts_dir, name, reach) for name, reach in wanted.items()}
+    if as_json:
+        click.echo(json.dumps({name: asdict(each) for name, each in found.items()}, indent=2))
+    for name, each in {} if as_json else found.items():
+        click.echo("\n".join([f"{name}: {each.copied} copied", *(f"{name}: {problem}" for problem in each.problems)]))
+    sys.exit(1 if any(each.problems for each in found.values()) else 0)
+
+
+@cli.command()
 @click.option("--alertmanager", is_flag=True, help="Alertmanager's configuration instead.")
 @pass_settings
 def rules(settings: Settings, *, alertmanager: bool) -> None:
@@ -366,13 +393,15 @@ def drift(settings: Settings, name: str, version: int | None, since: int, *, eve
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file.  [default: below state_dir]")
 @pass_settings
 def report(settings: Settings, name: str, version: int | None, since: int, *, out: Path | None) -> None:
-    """Write how the model NAME served, drifted and was right into one HTML file that needs no network."""
+    """Write how the model NAME served, drifted, was right and rolled out into one HTML file that needs no network."""
     from deploy.prometheus import Prometheus
     from deploy.report.gather import gather
     from deploy.report.page import page
+    from deploy.rollout.ledger import Ledger
     from model_store.files import write_atomically
 
-    found = gather(Prometheus(settings.prometheus_url), _question(settings, name, version, since))
+    entries = Ledger(settings.rollouts_dir, name).entries()
+    found = gather(Prometheus(settings.prometheus_url), _question(settings, name, version, since), entries)
     path = out or settings.reports_dir / f"{name}-{found.file_stamp}.html"
     write_atomically(path, page(found).encode())
     click.echo(path)

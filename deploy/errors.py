@@ -3,12 +3,17 @@
     ShipwayError
     ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
     ├── NotPackaged             no archive of the version that should be served
+    ├── DeploymentExists        a deployment that should be made is there already
+    ├── DeploymentMissing       no such deployment
+    ├── DeploymentRefused       what is asked of a deployment does not fit it
+    ├── NotPromoted             a version was held or taken back on its way to a deployment
     ├── NotAnswered             the node gave no prediction where it should have
     ├── PrometheusUnreachable   no Prometheus answers at that address
     ├── QueryRefused            Prometheus would not evaluate a query
     ├── NoData                  Prometheus has nothing to compute an answer from
     ├── RolloutError            a version could not be moved to, or away from
     │   ├── LedgerUnusable      the record of rollouts cannot be read or written
+    │   ├── AlertsRefused       a message that is not Alertmanager's
     │   ├── PolicyInvalid       the file of steps and limits says what is not allowed
     │   ├── RolloutUnfinished   the endpoint takes no second rollout before the first has ended
     │   ├── RolloutRuns         another process carries out the endpoint's rollout
@@ -61,6 +66,36 @@ class NotPackaged(ShipwayError):
         )
 
 
+class DeploymentExists(ShipwayError):
+    def __init__(self, name: str, versions: list[int]) -> None:
+        self.name = name
+        found = ", ".join(map(str, versions))
+        super().__init__(f"a deployment {name} exists already, with version {found}; update it instead, or delete it")
+
+
+class DeploymentMissing(ShipwayError):
+    def __init__(self, name: str, known: list[str]) -> None:
+        self.name = name
+        super().__init__(f"there is no deployment {name}; there is {', '.join(known) or 'none at all'}")
+
+
+class DeploymentRefused(ShipwayError):
+    def __init__(self, what: str, found: str, allowed: str) -> None:
+        super().__init__(f"{what} is not usable: found {found}; allowed is {allowed}")
+
+
+class NotPromoted(ShipwayError):
+    def __init__(self, name: str, version: int, state: str, words: str) -> None:
+        self.state = state
+        remedy = (
+            f". The traffic stays as it is: judge on with `shipway rollout {name} --resume`, "
+            f"or take it back with `shipway rollback {name}`"
+            if state == "HELD"
+            else ""
+        )
+        super().__init__(f"version {version} of {name} is {state}, and not promoted: {words}{remedy}")
+
+
 class NotAnswered(ShipwayError):
     def __init__(self, asked: str, found: str) -> None:
         self.asked = asked
@@ -103,6 +138,12 @@ class RolloutError(ShipwayError):
 class LedgerUnusable(RolloutError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the ledger {path} cannot be used: {reason}")
+
+
+class AlertsRefused(RolloutError):
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("this is no message of Alertmanager's webhook, version 4: " + "; ".join(problems))
 
 
 class PolicyInvalid(RolloutError):

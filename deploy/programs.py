@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deploy.settings import Settings, variable
 from model_store.mlflow_environment import ENVIRONMENT
+from monitoring.config import Webhook
 
 # What children may take over from the environment of whoever runs `shipway up`. Everything else stays outside, so that
 # a stray MLFLOW_* or PYTHON* variable cannot change what the stack does.
@@ -59,7 +60,7 @@ def programs(settings: Settings) -> list[Program]:
     mlflow = [_mlflow(settings)] if settings.mlflow_is_local else []
     # Alerts come from our own Prometheus alone.
     watchers = [_prometheus(settings), _alertmanager(settings)] if settings.prometheus_is_local else []
-    return [*mlflow, *watchers, _node(settings)]
+    return [*mlflow, _courier(settings), *watchers, _node(settings)]
 
 
 def _mlflow(settings: Settings) -> Program:
@@ -75,6 +76,18 @@ def _mlflow(settings: Settings) -> Program:
         ready_url=f"{settings.mlflow_uri}/health",
         # The first start creates the database, and importing MLflow takes seconds on a small machine.
         ready_within_seconds=120,
+        stop_within_seconds=10,
+        stop_whole_group=True,
+    )
+
+
+def _courier(settings: Settings) -> Program:
+    return Program(
+        name="courier",
+        command=(sys.executable, "-m", "deploy.cli", "courier"),
+        listeners=(Listener("127.0.0.1", settings.courier_port, variable("courier_port")),),
+        ready_url=f"{settings.courier_url}/livez",
+        ready_within_seconds=60,
         stop_within_seconds=10,
         stop_whole_group=True,
     )
@@ -162,3 +175,8 @@ scrape_configs:
     static_configs:
       - targets: ["{settings.metrics_url.removeprefix("http://")}"]
 """
+
+
+def alerts_receiver(settings: Settings) -> Webhook:
+    """Where Alertmanager tells the courier, which writes alerts into the ledgers."""
+    return Webhook(url=f"{settings.courier_url}/alerts", token_file=settings.courier_token)

@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     mlflow_port: Port = Field(default=5000, description="The port of the MLflow server that `shipway up` starts.")
     prometheus_port: Port = Field(default=9090, description="The port of the Prometheus that `shipway up` starts.")
     alertmanager_port: Port = Field(default=9093, description="The port of the Alertmanager that `shipway up` starts.")
+    courier_port: Port = Field(
+        default=8083,
+        description="The port on loopback where `shipway courier` takes Alertmanager's alerts.",
+    )
     mlflow_uri: str = Field(
         default_factory=lambda data: f"http://127.0.0.1:{data['mlflow_port']}",
         json_schema_extra={"default_in_words": "http://127.0.0.1:<mlflow_port>"},
@@ -300,6 +304,15 @@ class Settings(BaseSettings):
     def feedback_file(self) -> Path:
         """Where this node keeps predictions and labels when it shares no PostgreSQL."""
         return self.node_dir / "feedback.sqlite3"
+
+    @property
+    def courier_url(self) -> str:
+        return f"http://127.0.0.1:{self.courier_port}"
+
+    @property
+    def courier_token(self) -> Path:
+        """The bearer token that `shipway courier` wants from Alertmanager; made by it, mode 0600."""
+        return self.state_dir / "keys" / "courier.token"
 
     @property
     def desired_file(self) -> Path:

@@ -1,4 +1,4 @@
-"""`up`, `down` and `status` of everything on one machine: MLflow, Prometheus, Alertmanager, the node; supervisord."""
+"""`up`, `down` and `status` of everything on one machine; `programs.py` says what that is, supervisord runs it."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ from deploy.errors import ProgramFailed, ProgramMissing, SettingsChanged, StackB
 from deploy.node.desired import Actual, ActualEndpoint, read_actual
 from deploy.objectives import read_objectives
 from deploy.processes import MARK, check_free, end, marked
-from deploy.programs import RULES, Program, environment, programs, prometheus_config
+from deploy.programs import RULES, Program, alerts_receiver, environment, programs, prometheus_config
 from deploy.settings import Settings
 from deploy.supervision import Supervised, Supervisor, daemon_command, socket_path, supervisord_config
 from monitoring.alertmanager import alertmanager_file
@@ -134,6 +134,7 @@ def status(settings: Settings) -> Status:
             "mlflow": settings.mlflow_uri,
             "prometheus": settings.prometheus_url,
             "alertmanager": settings.alertmanager_url,
+            "courier": settings.courier_url,
         },
         processes=[
             running.get(program.name, Supervised(program.name, "STOPPED", None, None)) for program in programs(settings)
@@ -209,7 +210,7 @@ def _write_configuration(settings: Settings, wanted: Sequence[Program]) -> Path:
     settings.run_dir.chmod(0o700)
     (prometheus / "prometheus.yml").write_text(prometheus_config(settings, objectives.health.job))
     (prometheus / RULES).write_text(rule_file(objectives))
-    (alertmanager / "alertmanager.yml").write_text(alertmanager_file(objectives))
+    (alertmanager / "alertmanager.yml").write_text(alertmanager_file(objectives, alerts_receiver(settings)))
     _settings_file(settings).write_text(json.dumps(settings.as_environment(), indent=2))
     config = settings.run_dir / "supervisord.conf"
     config.write_text(supervisord_config(wanted, settings.run_dir, settings.logs_dir))

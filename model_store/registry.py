@@ -1,4 +1,4 @@
-"""The MLflow registry, and the only module that imports mlflow.
+"""The MLflow registry: models, their versions, and the files that belong to them.
 
 MLflow's clients are told the tracking server's address; nothing here reads or writes the environment. Whoever starts
 a process that uses this module sets `mlflow_environment.ENVIRONMENT` first (the command line does).
@@ -7,8 +7,6 @@ a process that uses this module sets `mlflow_environment.ENVIRONMENT` first (the
 import re
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,21 +31,19 @@ from model_store.errors import (
     ArtifactMissing,
     ModelUriInvalid,
     RegistryError,
-    RegistryUnreachable,
     SignatureUnusable,
     SourceRefused,
     VersionNotFound,
 )
 from model_store.files import write_atomically
+from model_store.tracking import CHAMPION, check_reachable
 
-CHAMPION = "champion"
 DIGEST_TAG = "shipway.digest"
 ARCHIVES = "archives"
 """Where a logged model keeps the archives made of it, and their signatures."""
 DESCRIPTION = "shipway"
 """Where a logged model keeps what belongs to it beside the program: schema, profile, golden set, origin."""
 
-_REACH_SECONDS = 10.0
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 _GIT_COMMIT = "mlflow.source.git.commit"
 _MAX_COPIES = 10
@@ -111,7 +107,7 @@ class Registry:
         """`artifact_root` is where files may be fetched from; by default what the server itself hands out."""
         self.tracking_uri = tracking_uri
         self._artifact_root = artifact_root
-        _check_reachable(tracking_uri)
+        check_reachable(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
         mlflow.set_registry_uri(tracking_uri)
         self._client = mlflow.MlflowClient(tracking_uri, tracking_uri)
@@ -303,16 +299,6 @@ class Registry:
             return f"no model {model}, only {', '.join(names)}" if names else "no models at all"
         numbers = ", ".join(sorted((str(found.version) for found in versions), key=int)) or "none"
         return f"versions {numbers} and aliases {', '.join(sorted(aliases)) or 'none'} of {model}"
-
-
-def _check_reachable(tracking_uri: str) -> None:
-    """Fail in seconds: MLflow itself retries for minutes."""
-    try:
-        # Any scheme but HTTP is a mistake here, and urlopen says so.
-        with urllib.request.urlopen(f"{tracking_uri}/health", timeout=_REACH_SECONDS):  # noqa: S310
-            pass
-    except (OSError, ValueError) as error:
-        raise RegistryUnreachable(tracking_uri, str(error)) from error
 
 
 def _signature(types: Sequence[TensorType]) -> Schema:

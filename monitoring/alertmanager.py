@@ -8,8 +8,12 @@ from monitoring.yaml_text import yaml_text
 RECEIVER = "people"
 
 
-def alertmanager_file(config: Config) -> str:
-    """Alertmanager's configuration. Without a webhook nobody is told: alerts are seen in its API and in Prometheus."""
+def alertmanager_file(config: Config, ledger: Webhook | None = None) -> str:
+    """Alertmanager's configuration. `ledger` is who writes alerts into the record of rollouts.
+
+    Without a webhook of the configuration nobody is told: alerts are seen in its API and in Prometheus.
+    """
+    webhooks = [_webhook(webhook) for webhook in (config.webhook, ledger) if webhook]
     return yaml_text(
         {
             "route": {
@@ -35,9 +39,7 @@ def alertmanager_file(config: Config) -> str:
                     "equal": ["model", "version"],
                 },
             ],
-            "receivers": [
-                {"name": RECEIVER, **({"webhook_configs": [_webhook(config.webhook)]} if config.webhook else {})}
-            ],
+            "receivers": [{"name": RECEIVER, **({"webhook_configs": webhooks} if webhooks else {})}],
         }
     )
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from monitoring.dashboards.blocks import DATA_SOURCE_UID, TAG, Json
 from monitoring.errors import GrafanaRefused, GrafanaTaken, GrafanaTokenRefused, GrafanaUnreachable
@@ -100,6 +100,15 @@ class Grafana:
             annotation["dashboardUID"] = dashboard_uid
         # Not add_annotation: it knows numeric ids alone.
         self._ask("write an annotation", lambda: self._client.api.POST("/annotations", json=annotation))
+
+    def annotated(self, tags: Sequence[str]) -> bool:
+        """Whether there is an annotation that has all of these tags."""
+        wanted = "&".join(f"tags={quote(tag, safe='')}" for tag in tags)
+        return bool(
+            self._ask(
+                "show annotations", lambda: self._client.api.GET(f"/annotations?type=annotation&limit=1&{wanted}")
+            )
+        )
 
     def _push_folder(self) -> Pushed:
         outcome: Outcome = "unchanged"

@@ -1,6 +1,6 @@
 """Everything that a report shows, asked of Prometheus: counters over the window, and over its parts for each figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from deploy.drift import Drift, Question, examine
 from deploy.prometheus import Array, Prometheus, Range, duration_text, selector
+from deploy.rollout.record import Entry
 from deploy.traffic import read_features
 from monitoring import drift, names
 
@@ -102,6 +103,8 @@ class Report:
     heat: Heat
     labels: Labels | None
     fired: tuple[Fired, ...]
+    rollouts: tuple[Entry, ...]
+    """The ledger's entries of the window, alerts too."""
 
     @property
     def file_stamp(self) -> str:
@@ -109,8 +112,8 @@ class Report:
         return datetime.fromtimestamp(self.end, UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
-def gather(prometheus: Prometheus, asked: Question) -> Report:
-    """Ask for everything; errors are those of `examine`."""
+def gather(prometheus: Prometheus, asked: Question, entries: Sequence[Entry]) -> Report:
+    """Ask for everything, and take from the ledger's entries those of the window; errors are those of `examine`."""
     found = examine(prometheus, asked)
     model, window_seconds, at = asked.model, asked.window_seconds, asked.at
     parts = min(MOST_PARTS, max(1, window_seconds // LEAST_PART_SECONDS))
@@ -125,6 +128,7 @@ def gather(prometheus: Prometheus, asked: Question) -> Report:
         heat=_heat(prometheus, found, part_seconds, parts),
         labels=_labels(prometheus, found, part_seconds, parts),
         fired=_fired(prometheus, model, window_seconds, at),
+        rollouts=tuple(one for one in entries if at - window_seconds <= one.at <= at),
     )
 
 

@@ -12,11 +12,16 @@ from plotly.offline import get_plotlyjs
 from deploy.prometheus import Array, duration_text
 from deploy.report import figures
 from deploy.report.gather import CONFIDENCE_Z, QUANTILES, Labels, Report, Service
+from deploy.rollout.display import from_to
+from deploy.rollout.record import ENDED, Entry
 from monitoring.drift import wilson_interval
 from monitoring.words import percent
 
 MOST_COMPARED = 5
 """Features whose traffic is drawn beside the profile."""
+
+MOST_ROLLOUTS = 3
+"""The last ones, that are told in the summary."""
 
 # Nothing may be loaded, and nothing sent: the browser itself keeps the page to what is in the file.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -46,8 +51,8 @@ class Section:
 
 def page(report: Report) -> str:
     """The whole file."""
-    sections = (_versions(report), _traffic(report), _drift(report), _compared(report), _missing(report),
-                _quality(report), _alerts(report))  # fmt: skip
+    sections = (_versions(report), _rollouts(report), _traffic(report), _drift(report), _compared(report),
+                _missing(report), _quality(report), _alerts(report))  # fmt: skip
     title = f"{report.drift.model}, the last {duration_text(report.end - report.start)} to {_utc(report.end)}"
     return "\n".join(
         [
@@ -81,6 +86,8 @@ def summary(report: Report) -> list[str]:
     strongest = f", most of all {drifted[0].name}: {drifted[0].words}" if drifted else ""
     said.append(f"{of}{strongest}.")
     said.append(_quality_in_words(report.labels) if report.labels else "No labels came in, so accuracy is not known.")
+    ended = [one for one in report.rollouts if one.state in (*ENDED, "HELD")]
+    said += [f"{one.rollout} ({from_to(one)}) is {one.state}: {one.words}." for one in ended[-MOST_ROLLOUTS:]]
     names = sorted({one.alert for one in report.fired})
     said.append(f"Alerts that fired: {', '.join(names)}." if names else "No alert fired.")
     return said
@@ -112,6 +119,22 @@ def _service(one: Service) -> list[str]:
     shares = [percent(share) if np.isfinite(share) else "-" for share in (one.failed, one.refused)]
     latency = [_seconds(each) for each in one.latency_seconds]
     return [str(one.version), f"{one.rows:,.0f}", f"{one.requests:,.0f}", *shares, *latency]
+
+
+def _rollouts(report: Report) -> Section:
+    rows = [
+        [_utc(one.at, "%m-%d %H:%M:%S"), one.rollout or "-", from_to(one), one.state or one.kind, _told(one), one.who]
+        for one in report.rollouts
+    ]
+    if not rows:
+        return Section("Rollouts", _quiet("Nothing was rolled out, rolled back or put in service."))
+    return Section("Rollouts", _table(["when", "rollout", "from, to", "state", "what happened", "who"], rows))
+
+
+def _told(entry: Entry) -> str:
+    """The entry's words, and of its verdict what spoke against the candidate."""
+    against = [check for check in entry.verdict.checks if check.state == "failed"] if entry.verdict else []
+    return "; ".join([entry.words, *(f"{check.name}: {check.words}" for check in against)])
 
 
 def _traffic(report: Report) -> Section:
@@ -218,8 +241,8 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _utc(seconds: float, layout: str = "%Y-%m-%d %H:%M UTC") -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime(layout)
 
 
 def _seconds(value: float) -> str:

@@ -97,6 +97,19 @@ class Endpoint:
             entry = self._begin(writer, "rollback", target, current, move)
         return _done(run.go_on(entry))
 
+    def withdraw(self) -> Entry | None:
+        """Take the endpoint out of service; a rollout that is on is taken back first. None if it is not in service."""
+        run = Run(self.ledger, self.driver, (), _never, self.tell, lambda: "", self.began)
+        if taken := self._take_back():
+            run.go_on(taken)
+        with self.ledger.writing() as writer:
+            current = self._current(writer)
+            if current is None:
+                return None
+            move = Move(state="ROLLING_BACK", words=f"version {current.version} is taken out of service")
+            entry = self._begin(writer, "rollback", None, current, move)
+        return _done(run.go_on(entry))
+
     def adopt(self, release: Release, serve: Callable[[], object]) -> Entry | None:
         """Write down that `serve`, which is called, gives all traffic to `release` unjudged; None if it had it."""
         with self.ledger.writing() as writer:

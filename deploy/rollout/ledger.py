@@ -80,9 +80,8 @@ class Ledger:
         """Entries that were not copied to `place` yet, the oldest first."""
         if not self._path.exists():
             return []
-        with self._open() as database:
-            done = {number for (number,) in database.execute("SELECT number FROM delivered WHERE place = ?", (place,))}
-            return [entry for entry in _entries(database) if entry.number not in done]
+        with self._open() as database, _in_words(self._path):
+            return _entries(database, "WHERE number NOT IN (SELECT number FROM delivered WHERE place = ?)", place)
 
     def delivered(self, place: str, number: int) -> None:
         """Note that the entry was copied to `place`."""
@@ -127,10 +126,9 @@ def unfinished(entries: list[Entry]) -> Entry | None:
     return None if last is None or last.state in ENDED else last
 
 
-def _entries(database: sqlite3.Connection) -> list[Entry]:
-    return [
-        Entry.model_validate_json(text) for (text,) in database.execute("SELECT entry FROM entries ORDER BY number")
-    ]
+def _entries(database: sqlite3.Connection, where: str = "", *values: str) -> list[Entry]:
+    found = database.execute(f"SELECT entry FROM entries {where} ORDER BY number", values)  # noqa: S608 - ours
+    return [Entry.model_validate_json(text) for (text,) in found]
 
 
 def _newest(database: sqlite3.Connection) -> Entry | None:

@@ -16,7 +16,8 @@ ENDED: tuple[State, ...] = ("ROLLED_BACK", "PROMOTED")
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that is none (NaN) is written as a word, because null would not be read again.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Release(Record):

@@ -6,11 +6,12 @@ from monitoring.config import Config
 from monitoring.dashboards.blocks import Json
 from monitoring.dashboards.drift import drift
 from monitoring.dashboards.quality import quality
+from monitoring.dashboards.rollout import rollout
 from monitoring.dashboards.serving import serving
 
 
 def dashboards(config: Config) -> list[Json]:
-    return [serving(config), drift(config), quality(config)]
+    return [serving(config), drift(config), quality(config), rollout(config)]
 
 
 def texts(config: Config) -> dict[str, str]:

@@ -65,7 +65,7 @@ class Lab:
 def open_lab(directory: Path, console: Console) -> Iterator[Lab]:
     """The bench's registry in `directory`, for as long as it is needed."""
     os.environ.update(ENVIRONMENT)  # before mlflow is imported, here and in what is started
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port")
+    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     settings = Settings.model_validate({"state_dir": directory, **ports})
     settings.mlflow_dir.mkdir(parents=True, exist_ok=True)

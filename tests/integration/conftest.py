@@ -111,8 +111,8 @@ class RunningNode:
 @pytest.fixture(scope="session")
 def lab(free_ports: Callable[[int], list[int]]) -> Iterator[Lab]:
     directory = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))  # short, for unix sockets
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port")
-    settings = Settings.model_validate({"state_dir": directory, **dict(zip(names, free_ports(5), strict=True))})
+    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
+    settings = Settings.model_validate({"state_dir": directory, **dict(zip(names, free_ports(6), strict=True))})
     quiet = Console(file=StringIO())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from deploy.programs import RULES, programs, prometheus_config
+from deploy.node.desired import serve
+from deploy.programs import RULES, alerts_receiver, environment, programs, prometheus_config
+from deploy.rollout.ledger import Ledger
 from deploy.settings import Settings
 from monitoring.alertmanager import alertmanager_file
 from monitoring.config import Config
@@ -75,14 +77,15 @@ def outside() -> Iterator[Outside]:
 def running(
     outside: Outside, short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]
 ) -> Iterator[Running]:
-    """The two programs as `shipway up` starts them, with its files; only their intervals are shorter."""
+    """The three programs as `shipway up` starts them, with its files; only their intervals are shorter."""
     directory = short_directory()
-    prometheus_port, alertmanager_port = free_ports(2)
+    prometheus_port, alertmanager_port, courier_port = free_ports(3)
     settings = Settings(
         state_dir=directory,
         metrics_port=outside.port,
         prometheus_port=prometheus_port,
         alertmanager_port=alertmanager_port,
+        courier_port=courier_port,
     )
     token = directory / "token"
     token.write_text("of-the-test")
@@ -91,20 +94,23 @@ def running(
     files = {
         settings.prometheus_dir / "prometheus.yml": prometheus_config(settings, config.health.job),
         settings.prometheus_dir / RULES: rule_file(config),
-        settings.alertmanager_dir / "alertmanager.yml": alertmanager_file(config),
+        settings.alertmanager_dir / "alertmanager.yml": alertmanager_file(config, alerts_receiver(settings)),
     }
     for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         hurried = text.replace("interval: 1m", "interval: 1s").replace("interval: 5s", "interval: 1s")
         path.write_text(hurried.replace("group_wait: 30s", "group_wait: 1s"))
+    serve(settings.desired_file, "flights", 7, "sha256:" + "7" * 64)
     started = {program.name: program for program in programs(settings)}
     with contextlib.ExitStack() as stack:
-        for name in ("alertmanager", "prometheus"):
+        for name in ("courier", "alertmanager", "prometheus"):
             log = stack.enter_context((directory / f"{name}.log").open("w"))
-            process = subprocess.Popen(started[name].command, cwd=directory, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                started[name].command, cwd=directory, env=environment(settings), stdout=log, stderr=log
+            )
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        for name in ("alertmanager", "prometheus"):
+        for name in ("courier", "alertmanager", "prometheus"):
             wait_for(lambda url=started[name].ready_url: _answers(url), WITHIN_SECONDS)  # type: ignore[misc]
         yield Running(settings, outside)
 
@@ -138,6 +144,12 @@ def test_alert_reaches_the_webhook_with_all_that_a_person_needs(running: Running
     assert alert["annotations"]["summary"] == "flights version 7 refuses requests because too many are there"
     assert alert["annotations"]["description"].endswith(" requests were answered 503 within 5 minutes.")
     assert alert["annotations"]["runbook_url"] == "monitoring/RUNBOOK.md#queuesaturated"
+
+
+def test_alert_stands_in_the_ledger_of_its_model(running: Running) -> None:
+    entry = wait_for(lambda: Ledger(running.settings.rollouts_dir, "flights").entries(), WITHIN_SECONDS)[0]
+    assert (entry.kind, entry.detail["alertname"], entry.detail["status"]) == ("alert", "QueueSaturated", "firing")
+    assert entry.words.startswith("QueueSaturated: flights version 7 refuses requests because too many are there")
 
 
 def test_rules_are_evaluated_without_a_fault(running: Running) -> None:

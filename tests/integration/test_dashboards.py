@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploy.node.desired import DesiredEndpoint, DesiredVersion, write_state
+from deploy.node.desired import Desired, DesiredEndpoint, DesiredVersion, Mirror, write_state
 from deploy.programs import RULES, programs, prometheus_config
 from deploy.settings import Settings
 from model_store import digits
@@ -91,7 +91,8 @@ def loaded(lab: Lab) -> Iterator[Lab]:
     over = threading.Event()
     asking = threading.Thread(target=ask, args=(lab, json.loads(read_member(pictures.archive, "golden.json")), over))
     try:
-        write_state(lab.settings.desired_file, both.model_copy(update={"endpoints": (*both.endpoints, served)}))
+        watched = both.endpoints[0].model_copy(update={"fallback": 1, "mirror": Mirror(version=2, percent=50)})
+        write_state(lab.settings.desired_file, Desired(endpoints=(watched, served)))
         wait_until_ready(lab.settings, 3)
         asking.start()
         yield lab

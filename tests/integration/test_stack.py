@@ -28,7 +28,7 @@ def quiet() -> Console:
 
 
 def settings_on(state_dir: Path, ports: list[int]) -> Settings:
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port")
+    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
     return Settings.model_validate({"state_dir": state_dir, "drain_seconds": 5, **dict(zip(names, ports, strict=True))})
 
 
@@ -65,13 +65,13 @@ def running(settings: Settings) -> Iterator[Settings]:
 def shared(short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]) -> Iterator[Settings]:
     """A stack that runs for all tests of this module which leave it as it was."""
     directory = short_directory()
-    with running(settings_on(directory, free_ports(5))) as settings:
+    with running(settings_on(directory, free_ports(6))) as settings:
         yield settings
     assert marked(directory) == []
 
 
 def test_everything_runs_and_answers(shared: Settings) -> None:
-    assert states(shared) == dict.fromkeys(("mlflow", "prometheus", "alertmanager", "node"), "RUNNING")
+    assert states(shared) == dict.fromkeys(("mlflow", "courier", "prometheus", "alertmanager", "node"), "RUNNING")
     urls = stack.status(shared).urls
     assert get(f"{urls['mlflow']}/health") == "OK"
     assert "Prometheus" in get(f"{urls['prometheus']}/-/ready")
@@ -81,7 +81,7 @@ def test_everything_runs_and_answers(shared: Settings) -> None:
 
 def test_status_is_json_and_a_table(shared: Settings) -> None:
     found = json.loads(json.dumps(stack.status(shared).as_dict()))
-    assert {one["name"] for one in found["processes"]} == {"mlflow", "prometheus", "alertmanager", "node"}
+    assert {one["name"] for one in found["processes"]} == {"mlflow", "courier", "prometheus", "alertmanager", "node"}
     assert all(one["pid"] > 0 and one["uptime_seconds"] >= 0 for one in found["processes"])
     assert found["models"] == []
     console = quiet()
@@ -143,7 +143,7 @@ def test_sockets_are_for_their_owner_alone(shared: Settings) -> None:
 def test_down_ends_everything_even_after_supervisord_was_killed(
     state_dir: Path, free_ports: Callable[[int], list[int]]
 ) -> None:
-    ports = free_ports(5)
+    ports = free_ports(6)
     with running(settings_on(state_dir, ports)) as settings:
         os.kill(Supervisor(socket_path(settings.run_dir)).pid(), signal.SIGKILL)
         assert len(marked(state_dir)) >= 3
@@ -158,7 +158,7 @@ def test_down_ends_everything_even_after_supervisord_was_killed(
 
 
 def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(5))
+    settings = settings_on(state_dir, free_ports(6))
     with socket.create_server(("127.0.0.1", settings.http_port)):
         with pytest.raises(PortTaken, match=rf"taken by process {os.getpid()} .*SHIPWAY_HTTP_PORT=<port>"):
             stack.up(settings, quiet())
@@ -167,7 +167,7 @@ def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports:
 
 def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
     # With an MLflow of others, Prometheus is the first program, and it wants a directory where we put a file.
-    settings = settings_on(state_dir, free_ports(5)).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
+    settings = settings_on(state_dir, free_ports(6)).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
     settings.prometheus_dir.mkdir()
     (settings.prometheus_dir / "data").touch()
     try:
@@ -181,6 +181,6 @@ def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Call
 
 
 def test_two_at_once_are_refused(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(5))
+    settings = settings_on(state_dir, free_ports(6))
     with stack._alone(state_dir), pytest.raises(StackBusy, match="another `shipway up`"):
         stack.up(settings, quiet())

@@ -21,9 +21,10 @@ def test_nothing_runs_in_a_new_state_directory(state_dir: Path) -> None:
     result = shipway("status", "--json", SHIPWAY_STATE_DIR=str(state_dir / "new"))
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert set(found["urls"]) == {"http", "grpc", "metrics", "mlflow", "prometheus", "alertmanager"}
+    assert set(found["urls"]) == {"http", "grpc", "metrics", "mlflow", "prometheus", "alertmanager", "courier"}
     assert {one["name"]: one["state"] for one in found["processes"]} == {
         "mlflow": "STOPPED",
+        "courier": "STOPPED",
         "prometheus": "STOPPED",
         "alertmanager": "STOPPED",
         "node": "STOPPED",

@@ -59,7 +59,7 @@ def test_unknown_variable_is_refused_with_the_allowed_ones(monkeypatch: pytest.M
         (
             "http_port",
             "9090",
-            "each port must be used once; found SHIPWAY_ALERTMANAGER_PORT=9093, SHIPWAY_HTTP_PORT=9090",
+            "found SHIPWAY_ALERTMANAGER_PORT=9093, SHIPWAY_COURIER_PORT=8083, SHIPWAY_HTTP_PORT=9090",
         ),
         ("host", "example.org", "SHIPWAY_HOST=example.org: 'example.org' does not appear to be an IPv4"),
         (

@@ -39,12 +39,12 @@ def test_configuration_holds_no_environment(tmp_path: Path) -> None:
 
 def test_mlflow_of_others_is_not_started(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path, mlflow_uri="http://mlflow.example")
-    assert [program.name for program in programs(settings)] == ["prometheus", "alertmanager", "node"]
+    assert [program.name for program in programs(settings)] == ["courier", "prometheus", "alertmanager", "node"]
 
 
 def test_prometheus_of_others_is_not_started(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path, prometheus_url="http://prometheus.example")
-    assert [program.name for program in programs(settings)] == ["mlflow", "node"]
+    assert [program.name for program in programs(settings)] == ["mlflow", "courier", "node"]
 
 
 def test_environment_takes_little_from_outside_and_settings_win(tmp_path: Path) -> None:

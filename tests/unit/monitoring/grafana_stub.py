@@ -71,6 +71,7 @@ class Stub:
             ("GET", "/search", self._search),
             ("POST", "/dashboards/db", self._save_dashboard),
             ("POST", "/annotations", self._annotate),
+            ("GET", "/annotations", self._annotations),
         ]
 
     def _folder(self, uid: str, _: Json) -> Answer:
@@ -149,6 +150,11 @@ class Stub:
             return 400, {"message": "Failed to save annotation"}
         self.annotations.append(body)
         return 200, {"message": "Annotation added", "id": len(self.annotations)}
+
+    def _annotations(self, target: str, _: Json) -> Answer:
+        asked = parse_qs(urlsplit(target).query)
+        found = [each for each in self.annotations if set(asked.get("tags", [])) <= set(each["tags"])]
+        return 200, found[: int(asked.get("limit", ["100"])[0])]
 
 
 @contextmanager

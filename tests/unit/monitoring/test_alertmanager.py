@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from monitoring.alertmanager import alertmanager_file
-from monitoring.config import Config
+from monitoring.config import Config, Webhook
 
 WEBHOOK = Config.from_yaml("webhook: {url: 'http://127.0.0.1:1/alerts', token_file: /run/secrets/token}")
 
@@ -29,3 +29,9 @@ def test_token_stays_in_its_file() -> None:
             "http_config": {"authorization": {"credentials_file": "/run/secrets/token"}},
         }
     ]
+
+
+def test_ledger_is_told_beside_the_people() -> None:
+    ledger = Webhook(url="http://127.0.0.1:8083/alerts", token_file=Path("/state/token"))
+    (receiver,) = yaml.safe_load(alertmanager_file(WEBHOOK, ledger))["receivers"]
+    assert [each["url"] for each in receiver["webhook_configs"]] == ["http://127.0.0.1:1/alerts", ledger.url]

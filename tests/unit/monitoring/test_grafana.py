@@ -19,7 +19,7 @@ from tests.unit.monitoring.grafana_stub import ADMIN, VIEWER, Stub, running, ser
 
 PROMETHEUS = "http://prometheus:9090"
 OURS = dashboards(Config())
-UIDS = {"shipway-serving", "shipway-drift", "shipway-quality"}
+UIDS = {"shipway-serving", "shipway-drift", "shipway-quality", "shipway-rollout"}
 
 
 @pytest.fixture(params=[11, 12, 13])
@@ -199,6 +199,9 @@ def test_annotation_is_global_or_for_one_dashboard(stub: Stub) -> None:
         {"text": "flights 2 at 5%", "tags": ["shipway", "flights"], "time": 1700000000250},
         {"text": "rolled back", "tags": ["shipway"], "time": 1000, "timeEnd": 2500, "dashboardUID": "shipway-drift"},
     ]
+    assert grafana.annotated(["flights"])
+    assert grafana.annotated(["shipway", "flights"])
+    assert not grafana.annotated(["shipway", "flights & more"])
     with pytest.raises(GrafanaRefused, match=r"would not write an annotation \(400\): Failed to save"):
         grafana.annotate("", ["shipway"], at_seconds=1.0)
 
@@ -247,7 +250,7 @@ def test_command_says_what_became_of_each_thing(tmp_path: Path) -> None:
         assert first.returncode == 0, first.stderr
         assert "created   dashboard   shipway-serving" in first.stdout
         second = shipway(tmp_path, stub.url, "push", "--json")
-        assert second.stdout.count('"outcome": "unchanged"') == 5
+        assert second.stdout.count('"outcome": "unchanged"') == 6
         assert stub.sources["Shipway"]["url"] == "http://127.0.0.1:9090"
 
 

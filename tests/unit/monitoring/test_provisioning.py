@@ -52,6 +52,6 @@ def test_command_prints_what_it_wrote(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert len(result.stdout.splitlines()) == 5
+    assert len(result.stdout.splitlines()) == 6
     assert all(Path(line).is_file() for line in result.stdout.splitlines())
     assert "url: http://prometheus:9090\n" in (tmp_path / "provisioning/datasources/shipway.yaml").read_text()

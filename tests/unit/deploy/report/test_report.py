@@ -9,13 +9,19 @@ import pytest
 from deploy.report.gather import Report, gather
 from deploy.report.page import POLICY, page, summary
 from tests.unit.deploy.conftest import NASTY, Fleet
+from tests.unit.deploy.rollout.stories import NASTY_WORDS, rolled_back
 from tests.unit.deploy.test_cli import shipway
 from tests.unit.deploy.test_drift import ask
 
 
 @pytest.fixture(scope="module")
 def found(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return gather(fleet.prometheus, ask(fleet, tmp_path_factory.mktemp("archives")))
+    story = [
+        one.model_copy(update={"at": fleet.end - 2000 + one.at - 1000, "number": number})
+        for number, one in enumerate(rolled_back(), start=1)
+    ]
+    before = story[0].model_copy(update={"at": fleet.end - 100_000, "rollout": "long-ago"})
+    return gather(fleet.prometheus, ask(fleet, tmp_path_factory.mktemp("archives")), [before, *story])
 
 
 class Tags(HTMLParser):
@@ -74,7 +80,7 @@ def test_alerts_of_the_model_are_told_with_their_times_and_no_others(found: Repo
 
 
 def test_summary_says_it_in_words(found: Report) -> None:
-    traffic, version, drift, accuracy, alerts = summary(found)
+    traffic, version, drift, accuracy, rollout, alerts = summary(found)
     assert traffic == "72,036 rows in 72,000 requests, 3.3 a second on average."
     assert version.startswith("Version 3, which had most rows, failed 2% of its requests and refused 8%;")
     assert version.endswith("half took less than 50 ms, 99% less than 99 ms.")
@@ -83,6 +89,7 @@ def test_summary_says_it_in_words(found: Report) -> None:
     )
     assert accuracy.startswith("Accuracy was 75.0% (74.3% to 75.7% with 95% confidence) over 14,400 labels;")
     assert accuracy.endswith("when registered it was 90.0%.")
+    assert rollout == "r1 (1 → 2) is ROLLED_BACK: now ROLLED_BACK."
     assert alerts == "Alerts that fired: FeatureDrift."
 
 
@@ -106,8 +113,12 @@ def test_page_says_what_it_is_about(found: Report) -> None:
         found.drift.prometheus,
         "Versions with traffic: 3, 4",
         NASTY,
+        "ROLLING_BACK",
+        f"errors: {NASTY_WORDS}",
+        "ann@desk",
     ):
         assert expected in words
+    assert "long-ago" not in words
 
 
 def test_the_command_writes_the_file_and_says_where(fleet: Fleet, state_dir: Path) -> None:

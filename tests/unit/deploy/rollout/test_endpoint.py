@@ -270,6 +270,18 @@ VERDICTS: dict[str, dict[int, list[Outcome]]] = {
 }
 
 
+def test_withdrawn_endpoint_takes_its_rollout_with_it_and_can_begin_again(bench: Bench) -> None:
+    bench.verdicts = {0: ["hold"]}
+    assert bench.endpoint.roll_out(TWO).state == "HELD"
+    entry = bench.endpoint.withdraw()
+    assert entry is not None
+    assert (entry.kind, entry.state, entry.champion, entry.candidate) == ("rollback", "ROLLED_BACK", None, ONE)
+    assert bench.desired() is None
+    assert bench.endpoint.withdraw() is None
+    assert bench.endpoint.roll_out(TWO).champion is None
+    assert bench.weights() == {2: 100}
+
+
 def killed(directory: Path, end: str, operation: int) -> Bench | None:
     """A rollout of version 2 whose process is killed in its operation of that number; None if it had fewer."""
     bench = Bench(directory / f"{end}-{operation}")
