@@ -8,7 +8,8 @@
     ├── QueryRefused            Prometheus would not evaluate a query
     ├── NoData                  Prometheus has nothing to compute an answer from
     ├── RolloutError            a version could not be moved to, or away from
-    │   └── LedgerUnusable      the record of rollouts cannot be read or written
+    │   ├── LedgerUnusable      the record of rollouts cannot be read or written
+    │   └── PolicyInvalid       the file of steps and limits says what is not allowed
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -94,6 +95,13 @@ class RolloutError(ShipwayError):
 class LedgerUnusable(RolloutError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the ledger {path} cannot be used: {reason}")
+
+
+class PolicyInvalid(RolloutError):
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        self.path = path
+        self.problems = problems
+        super().__init__(f"{path} is not usable:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 class StackError(ShipwayError):

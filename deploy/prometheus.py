@@ -46,6 +46,17 @@ class Series:
 
 
 @dataclass(frozen=True, eq=False)
+class Scraped:
+    """One series as it was scraped."""
+
+    labels: Mapping[str, str]
+    times: Array
+    """Unix times in order, [samples]."""
+    values: Array
+    """[samples]."""
+
+
+@dataclass(frozen=True, eq=False)
 class Range:
     """The answer to a range query."""
 
@@ -70,6 +81,14 @@ class Prometheus:
         """Evaluate `query`, which gives a vector, at the Unix time `at`; PrometheusUnreachable or QueryRefused."""
         result = self._ask("query", query, time=at)
         return Instant(query, at, tuple(Sample(one["metric"], float(one["value"][1])) for one in result))
+
+    def scraped(self, query: str, at: float) -> tuple[Scraped, ...]:
+        """The samples themselves of `metric{...}[window]` up to `at`; PrometheusUnreachable or QueryRefused."""
+        found = []
+        for one in self._ask("query", query, time=at):
+            samples = np.array(one["values"], dtype=np.float64)
+            found.append(Scraped(one["metric"], samples[:, 0], samples[:, 1]))
+        return tuple(found)
 
     def range(self, query: str, end: float, step_seconds: float, steps: int) -> Range:
         """Evaluate `query` at `steps` times up to `end`; PrometheusUnreachable or QueryRefused."""

@@ -113,6 +113,10 @@ class Settings(BaseSettings):
         **_off(),
         description="A YAML file with objectives and thresholds other than the defaults (see monitoring/config.py).",
     )
+    rollout_config: Path | None = Field(
+        **_off(),
+        description="A YAML file with steps and limits of rollouts other than the defaults (deploy/rollout/README.md).",
+    )
     grafana_url: str | None = Field(**_off(), description="The start page of the Grafana that gets the dashboards.")
     grafana_token_file: Path | None = Field(
         **_off(), description="The token of a Grafana service account with the role Admin, in a file of mode 0600."

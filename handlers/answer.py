@@ -43,6 +43,9 @@ REPLAY_HEADER = "x-shipway-replay"
 GRPC_STATUS_HEADER = "x-shipway-grpc-status"
 GRPC_MESSAGE_HEADER = "x-shipway-grpc-message"
 
+SHADOW = "shadow"
+"""What it says of a copy of a client's request, whose answer nobody sees."""
+
 NO_ID = "-"
 REPLAY = {CALL_HEADER: f"{NO_ID} {HTTP}", REPLAY_HEADER: "1"}
 """Headers with which the node itself asks for a prediction that is not counted."""

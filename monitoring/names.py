@@ -100,10 +100,32 @@ EDGE_LIMIT = Metric(
     "shipway_edge_requests_limit", "Requests that may be at this version at once; beyond it they are answered 503."
 )
 EDGE_OVERFLOWS = Metric("shipway_edge_overflows_total", "Requests answered 503 because too many were at this version.")
-EDGE_RETRIES = Metric("shipway_edge_retries_total", "Requests that a worker lost and the edge asked once more.")
+EDGE_RETRIES = Metric(
+    "shipway_edge_retries_total", "Requests that a worker lost, under the version that the edge asked then."
+)
+EDGE_LOST = Metric(
+    "shipway_edge_lost_requests_total",
+    "Requests that this version lost (reset, no connection) and its fall-back was asked for instead.",
+)
 EDGE_CONNECTIONS = Metric("shipway_edge_connections", "Clients' connections open at the edge now.", ())
 EDGE_RECEIVED = Metric(
     "shipway_edge_received_requests_total", "Requests that the edge received, whatever became of them.", ()
+)
+
+# Of requests that were copied to a version which is only watched. They are nobody's requests, and in no other metric.
+SHADOW_REQUESTS = Metric(
+    "shipway_edge_shadow_requests_total",
+    "Copies of requests that this version answered to nobody, by HTTP status code.",
+    (*VERSION_LABELS, "code"),
+)
+SHADOW_SECONDS = Metric(
+    "shipway_edge_shadow_request_seconds", "Time from the edge to this version and back for copies, in seconds."
+)
+SHADOW_ROWS = Metric(
+    "shipway_shadow_rows_total",
+    "Rows of copied requests by outcome: the class is that of the version that answered the user (agree) or is not "
+    "(disagree).",
+    (*VERSION_LABELS, "outcome"),
 )
 
 # The node itself.

@@ -30,6 +30,13 @@ class DesiredVersion(_Frozen):
     weight: int = Field(ge=0, le=100)
 
 
+class Mirror(_Frozen):
+    """Of the requests that other versions answer, a share is copied to this one; nobody sees what it answers."""
+
+    version: int
+    percent: int = Field(ge=1, le=100)
+
+
 class DesiredEndpoint(_Frozen):
     """One model name in service. The weights of its versions add up to 100."""
 
@@ -37,6 +44,9 @@ class DesiredEndpoint(_Frozen):
     versions: tuple[DesiredVersion, ...]
     explainer: int | None = None
     """The version whose predictions can be explained."""
+    fallback: int | None = None
+    """The version that answers what another version lost: its worker reset the connection, or is not there."""
+    mirror: Mirror | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -48,8 +58,10 @@ class DesiredEndpoint(_Frozen):
             raise ValueError(f"every version once; found {numbers}")
         if (total := sum(version.weight for version in self.versions)) != 100:
             raise ValueError(f"the weights must add up to 100; found {total}")
-        if self.explainer is not None and self.explainer not in numbers:
-            raise ValueError(f"the explainer must be one of the versions {numbers}; found {self.explainer}")
+        mirrored = self.mirror.version if self.mirror else None
+        for role, version in (("explainer", self.explainer), ("fall-back", self.fallback), ("mirror", mirrored)):
+            if version is not None and version not in numbers:
+                raise ValueError(f"the {role} must be one of the versions {numbers}; found {version}")
         if self.model.endswith(EXPLAINER):
             raise ValueError(f"a model's name must not end in {EXPLAINER}; found {self.model}")
         return self
@@ -122,6 +134,7 @@ def write_state(path: Path, state: Desired | Actual) -> None:
 def serve(path: Path, model: str, version: int, digest: str, *, explain: bool | None = None) -> Desired:
     """Give all of `model`'s traffic to `version`; the version that had it stays loaded at weight 0, others go.
 
+    There is no fall-back and no mirror afterwards: those are a rollout's, and this ends it.
     `explain`: whether this version gets an explainer; None for one if the model had one.
     """
     desired = read_desired(path)

@@ -1,6 +1,7 @@
 """Envoy's bootstrap, which never changes, and its clusters, a file that Envoy watches. Its routes are in `routes.py`.
 
-One cluster per version, named MODEL/VERSION; statistics and access log carry that name. The order of changes keeps
+One cluster per version, named MODEL/VERSION; statistics and access log carry that name. A version that gets copies of
+requests has a second one for them, so that they are never counted as requests of users. The order of changes keeps
 every request answered: a cluster exists before a route names it and goes after the last route has let go of it.
 """
 
@@ -37,6 +38,10 @@ _GRPC_RATIO = 100
 _GRPC_PACKED_SHARE = 8
 """And it may have this share of the largest body at most."""
 _SMALLEST_PACKED_BYTES = 4096
+METADATA = "shipway"
+"""What a cluster says of its version stands under this name."""
+SHADOW = "/shadow"
+"""What the name of a cluster ends with that gets copies."""
 PREDICTION_ID = "x-shipway-prediction-id"
 
 PROTOCOL_HEADER = "x-shipway-protocol"
@@ -91,17 +96,41 @@ def cluster_name(model: str, version: int) -> str:
     return f"{model}/{version}"
 
 
-def clusters(versions: Iterable[tuple[tuple[str, int], Sequence[Path], int]]) -> Config:
-    """The file of clusters: for each version that is ready its key, its workers' sockets, and how many may wait."""
-    return watched_file(
-        [
-            {
-                "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-                **_cluster(cluster_name(*key), workers, queue_size),
-            }
-            for key, workers, queue_size in versions
-        ]
-    )
+def shadow_cluster_name(model: str, version: int) -> str:
+    return f"{cluster_name(model, version)}{SHADOW}"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One version that is ready."""
+
+    model: str
+    version: int
+    digest: str
+    workers: Sequence[Path]
+    """Where its workers listen."""
+    queue_size: int
+    """How many requests may wait for them."""
+    mirrored: bool = False
+    """Whether it gets copies of requests."""
+
+
+def clusters(upstreams: Iterable[Upstream]) -> Config:
+    """The file of clusters."""
+    return watched_file([cluster for upstream in upstreams for cluster in _clusters(upstream)])
+
+
+def _clusters(upstream: Upstream) -> list[Config]:
+    key = upstream.model, upstream.version
+    return [
+        {
+            "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            **_cluster(name, upstream.workers, upstream.queue_size),
+            # For the answers of a route that learns only in the end who answered.
+            "metadata": {"filter_metadata": {METADATA: {"version": str(upstream.version), "digest": upstream.digest}}},
+        }
+        for name in (cluster_name(*key), *([shadow_cluster_name(*key)] if upstream.mirrored else []))
+    ]
 
 
 def to_json(config: Config) -> bytes:

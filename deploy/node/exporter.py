@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from deploy.node.admin import Admin
-from deploy.node.envoy import EDGE
+from deploy.node.envoy import EDGE, SHADOW
 from deploy.node.layout import Layout
 from deploy.node.places import Places
 from deploy.node.reconcile import Loaded
@@ -26,17 +26,22 @@ from monitoring.profile import Profile
 
 logger = logging.getLogger(__name__)
 
-_CLUSTER = re.compile(r"^(?P<model>[A-Za-z0-9_-]+)/(?P<version>[0-9]+)$")
+_VERSION = r"[A-Za-z0-9_-]+/[0-9]+"
+_CLUSTER = re.compile(rf"^(?P<model>[A-Za-z0-9_-]+)/(?P<version>[0-9]+)(?P<shadow>{SHADOW})?$")
 _ENVOY_STATISTICS = (
-    r"^cluster\.[A-Za-z0-9_-]+/[0-9]+\.upstream_rq_([0-9]+|time|active|retry|pending_overflow)$"
+    rf"^cluster\.{_VERSION}\.upstream_rq_([0-9]+|time|active|retry|pending_overflow)$"
+    rf"|^cluster\.{_VERSION}{SHADOW}\.upstream_rq_([0-9]+|time)$"
+    rf"|^vhost\.{EDGE}\.route\.{_VERSION}\.upstream_rq_retry$"
     rf"|^http\.{EDGE}\.(downstream_rq_total|downstream_cx_active)$"
 )
 _OF_A_VERSION: Mapping[str, names.Metric] = {
     "envoy_cluster_upstream_rq_active": names.EDGE_IN_FLIGHT,
     "envoy_cluster_upstream_rq_retry": names.EDGE_RETRIES,
     "envoy_cluster_upstream_rq_pending_overflow": names.EDGE_OVERFLOWS,
+    "envoy_vhost_route_upstream_rq_retry": names.EDGE_LOST,
 }
-"""Envoy's name for one value of a cluster: ours."""
+"""Envoy's name for one value of a cluster, or of the route to it that has a fall-back: ours."""
+_OF_USERS, _OF_SHADOWS = (names.EDGE_REQUESTS, names.EDGE_SECONDS), (names.SHADOW_REQUESTS, names.SHADOW_SECONDS)
 _OF_THE_EDGE: Mapping[str, names.Metric] = {
     "envoy_http_downstream_rq": names.EDGE_RECEIVED,
     "envoy_http_downstream_cx_active": names.EDGE_CONNECTIONS,
@@ -135,22 +140,24 @@ def _bins(profile: Profile, counts: Counts) -> Iterator[tuple[tuple[str, str, st
 
 def _edge(families: _Families, text: str) -> None:
     """Envoy's statistics under our names: per version, in seconds, by status code."""
-    times: dict[tuple[str, str], _Times] = {}
+    times: dict[tuple[names.Metric, str, str], _Times] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removesuffix("_total")  # which the parser gives every counter, Envoy some
             if name in _OF_THE_EDGE:
                 families.add(_OF_THE_EDGE[name], (), sample.value)
-            elif match := _CLUSTER.match(sample.labels.get("envoy_cluster_name", "")):
+            elif match := _CLUSTER.match(sample.labels.get("envoy_cluster_name", sample.labels.get("envoy_route", ""))):
                 version = (match["model"], match["version"])
+                requests, seconds = _OF_SHADOWS if match["shadow"] else _OF_USERS
                 if name == "envoy_cluster_upstream_rq":
-                    families.add(names.EDGE_REQUESTS, (*version, sample.labels["envoy_response_code"]), sample.value)
+                    families.add(requests, (*version, sample.labels["envoy_response_code"]), sample.value)
                 elif name in _OF_A_VERSION:
                     families.add(_OF_A_VERSION[name], version, sample.value)
                 else:
-                    times.setdefault(version, _Times()).add(name, sample.labels.get("le", ""), sample.value)
-    for version, measured in times.items():
-        families.add_histogram(names.EDGE_SECONDS, version, measured.buckets, measured.sum_seconds)
+                    measured = times.setdefault((seconds, *version), _Times())
+                    measured.add(name, sample.labels.get("le", ""), sample.value)
+    for (metric, *version_), measured in times.items():
+        families.add_histogram(metric, version_, measured.buckets, measured.sum_seconds)
 
 
 class _Times:

@@ -1,5 +1,7 @@
 """Listening sockets of workers, held by the launcher: a worker's death closes none, so that requests wait for the next.
 
+Not so where another version can answer them: who comes to an empty place of such a version is turned away at once.
+
 Each version has as many places as workers. A worker connects, names its model and version, and receives the listening
 socket of a free place; the connection stays open as long as the worker lives, and its end frees the place.
 """
@@ -10,6 +12,7 @@ import logging
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +49,8 @@ class Places:
         self._layout = layout
         self._workers: dict[str, Workers] = {}
         self._used: set[socket.socket] = set()
+        self._turning_away: set[str] = set()
+        """Versions whose requests do not wait."""
         self._leases: set[asyncio.Task[None]] = set()
 
     def open(self, model: str, version: int, workers: int) -> tuple[Path, ...]:
@@ -59,6 +64,7 @@ class Places:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(path))
             listener.listen(_BACKLOG)
+            listener.setblocking(False)  # noqa: FBT003 - the standard library's own parameter
             places.sockets.append(listener)
             places.free.put_nowait(listener)
         return paths
@@ -74,6 +80,21 @@ class Places:
             self._used.discard(listener)
             Path(listener.getsockname()).unlink(missing_ok=True)
             listener.close()
+
+    def turn_away(self, versions: set[tuple[str, int]]) -> None:
+        """From now on whoever comes to an empty place is turned away if it is one of these, and waits otherwise."""
+        self._turning_away = {_key(model, str(version)) for model, version in versions}
+        for key, places in self._workers.items():
+            for listener in places.sockets:
+                if listener not in places.alive:
+                    self._emptied(key, listener)
+
+    def _emptied(self, key: str, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if key in self._turning_away:
+            loop.add_reader(listener, _turn_away, listener)
+        else:
+            loop.remove_reader(listener)
 
     async def serve(self) -> None:
         """Hand places out until cancelled."""
@@ -104,6 +125,7 @@ class Places:
                 return
             # Its predecessor may be dying at this moment.
             listener = await places.free.get()
+            loop.remove_reader(listener)
             try:
                 said = INHERITED if listener in self._used else NEW
                 places.restarts += said == INHERITED
@@ -116,6 +138,15 @@ class Places:
             finally:
                 places.alive.pop(listener, None)
                 places.free.put_nowait(listener)
+                if self._workers.get(key) is places:
+                    self._emptied(key, listener)
+
+
+def _turn_away(listener: socket.socket) -> None:
+    """Close what waits to be connected: the edge then asks whoever else can answer."""
+    with suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
 
 
 def _resident_bytes(process: int) -> int:

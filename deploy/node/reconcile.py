@@ -253,8 +253,13 @@ class Reconciler:
             if (loaded := self.loaded.get((endpoint.model, v.version))) and loaded.proven and loaded.digest == v.digest
         }
         if all(v.version in ready for v in endpoint.versions if v.weight > 0):
-            versions = tuple(v for v in endpoint.versions if v.version in ready)
-            return endpoint.model_copy(update={"versions": versions, "explainer": self._explaining(endpoint, ready)})
+            now = {
+                "versions": tuple(v for v in endpoint.versions if v.version in ready),
+                "explainer": self._explaining(endpoint, ready),
+                "fallback": endpoint.fallback if endpoint.fallback in ready else None,
+                "mirror": endpoint.mirror if endpoint.mirror and endpoint.mirror.version in ready else None,
+            }
+            return endpoint.model_copy(update=now)
         return next((routed for routed in self.routed if routed.model == endpoint.model), None)
 
     def _explaining(self, endpoint: DesiredEndpoint, ready: set[int]) -> int | None:
@@ -272,21 +277,27 @@ class Reconciler:
         if endpoints == self.routed:
             return
         old, new = _named(self.routed), _named(endpoints)
-        await self._set_clusters(old | new)
+        copied, copying = _mirrored(self.routed), _mirrored(endpoints)
+        await self._set_clusters(old | new, copied | copying)
         await self._set_routes(endpoints)
+        self.places.turn_away(_replaceable(endpoints))
         for model, version in old - new:
             await self._drain(model, version)
-        await self._set_clusters(new)
+        await self._set_clusters(new, copying)
 
-    async def _set_clusters(self, keys: set[Key]) -> None:
-        names = {envoy.cluster_name(*key) for key in keys}
-        clusters = [(key, self.loaded[key].workers, self.loaded[key].queue_size) for key in sorted(keys)]
-        write_atomically(self.layout.clusters_file, envoy.to_json(envoy.clusters(clusters)), 0o600)
+    async def _set_clusters(self, keys: set[Key], mirrored: set[Key]) -> None:
+        config = envoy.clusters(self._upstream(self.loaded[key], mirrored=key in mirrored) for key in sorted(keys))
+        names = {cluster["name"] for cluster in config["resources"]}
+        write_atomically(self.layout.clusters_file, envoy.to_json(config), 0o600)
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while await self.admin.active_clusters() != names:
             if time.monotonic() > deadline:
                 raise LoadFailed(f"Envoy did not take the clusters {sorted(names)}; logs/envoy.log says why")
             await asyncio.sleep(POLL_SECONDS)
+
+    @staticmethod
+    def _upstream(loaded: Loaded, *, mirrored: bool) -> envoy.Upstream:
+        return envoy.Upstream(*loaded.key, loaded.digest, loaded.workers, loaded.queue_size, mirrored=mirrored)
 
     async def _set_routes(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         config = routes(endpoints, self.edge)
@@ -320,6 +331,17 @@ def describe(loaded: Loaded) -> dict[str, object]:
 def _named(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
     versions = {(endpoint.model, v.version) for endpoint in endpoints for v in endpoint.versions}
     return versions | {key for endpoint in endpoints if (key := _explainer(endpoint))}
+
+
+def _mirrored(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
+    """The versions that get copies of requests."""
+    return {(endpoint.model, endpoint.mirror.version) for endpoint in endpoints if endpoint.mirror}
+
+
+def _replaceable(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
+    """The versions whose requests another version answers if they do not."""
+    falling_back = [endpoint for endpoint in endpoints if endpoint.fallback is not None]
+    return {(e.model, v.version) for e in falling_back for v in e.versions if v.version != e.fallback}
 
 
 def _explainer(endpoint: DesiredEndpoint) -> Key | None:

