@@ -9,7 +9,15 @@
     ├── NoData                  Prometheus has nothing to compute an answer from
     ├── RolloutError            a version could not be moved to, or away from
     │   ├── LedgerUnusable      the record of rollouts cannot be read or written
-    │   └── PolicyInvalid       the file of steps and limits says what is not allowed
+    │   ├── PolicyInvalid       the file of steps and limits says what is not allowed
+    │   ├── RolloutUnfinished   the endpoint takes no second rollout before the first has ended
+    │   ├── RolloutRuns         another process carries out the endpoint's rollout
+    │   ├── NothingToResume     the endpoint's last rollout has ended
+    │   ├── AlreadyServes       the version has the traffic already
+    │   ├── NoGoodVersion       the ledger knows no version to go back to
+    │   ├── RollbackFailed      the version to go back to could not be had
+    │   ├── TakenOver           somebody else has taken the rollout in hand meanwhile
+    │   └── LeftUnfinished      this process was told to end, and leaves the rollout as it is
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -102,6 +110,65 @@ class PolicyInvalid(RolloutError):
         self.path = path
         self.problems = problems
         super().__init__(f"{path} is not usable:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+class RolloutUnfinished(RolloutError):
+    def __init__(self, model: str, rollout: str, state: str, words: str) -> None:
+        self.rollout = rollout
+        super().__init__(
+            f"the rollout {rollout} of {model} is {state} ({words}), and an endpoint takes one at a time. "
+            f"Finish it with: shipway rollout {model} --resume; or take it back with: shipway rollback {model}"
+        )
+
+
+class RolloutRuns(RolloutError):
+    def __init__(self, model: str, rollout: str, process: str) -> None:
+        self.rollout = rollout
+        self.process = process
+        super().__init__(
+            f"the process {process} carries out the rollout {rollout or 'of ' + model} now. "
+            f"Wait for it, or take the rollout back with: shipway rollback {model}"
+        )
+
+
+class NothingToResume(RolloutError):
+    def __init__(self, model: str, last: str) -> None:
+        super().__init__(f"{model} has no unfinished rollout; {last}. Begin one with: shipway rollout {model} VERSION")
+
+
+class AlreadyServes(RolloutError):
+    def __init__(self, model: str, version: int) -> None:
+        super().__init__(f"{model} version {version} has the traffic already; name another version")
+
+
+class NoGoodVersion(RolloutError):
+    def __init__(self, model: str, current: int | None) -> None:
+        serving = f"version {current} serves" if current else "it is not in service"
+        super().__init__(
+            f"the ledger knows no version of {model} that was promoted and not taken back since, other than what has "
+            f"the traffic ({serving}). Name one: shipway rollback {model} --to VERSION"
+        )
+
+
+class RollbackFailed(RolloutError):
+    def __init__(self, model: str, words: str) -> None:
+        super().__init__(f"{model} was not rolled back; {words}. Name another version: --to VERSION")
+
+
+class TakenOver(RolloutError):
+    def __init__(self, rollout: str, who: str, state: str, words: str) -> None:
+        self.rollout = rollout
+        self.who = who
+        super().__init__(f"{who} has taken the rollout {rollout} in hand: it is {state} now ({words})")
+
+
+class LeftUnfinished(RolloutError):
+    def __init__(self, model: str, rollout: str, state: str) -> None:
+        self.rollout = rollout
+        super().__init__(
+            f"told to end: the rollout {rollout} stays {state} and the traffic as it is. "
+            f"Go on with: shipway rollout {model} --resume; or take it back with: shipway rollback {model}"
+        )
 
 
 class StackError(ShipwayError):

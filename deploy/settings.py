@@ -271,6 +271,11 @@ class Settings(BaseSettings):
         return self.state_dir / "reports"
 
     @property
+    def rollouts_dir(self) -> Path:
+        """The ledgers."""
+        return self.state_dir / "rollouts"
+
+    @property
     def logs_dir(self) -> Path:
         return self.state_dir / "logs"
 

@@ -1,5 +1,7 @@
 """What a node should serve (`desired.json`) and what it serves (`actual.json`): two files, each replaced whole."""
 
+import fcntl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -102,6 +104,9 @@ class ActualEndpoint(_Frozen):
     versions: tuple[ActualVersion, ...]
     explainer: ActualExplainer | None = None
     """Its state does not count for the node's: predictions do not depend on it."""
+    fallback: int | None = None
+    mirror: Mirror | None = None
+    """These two are, like weights, what is in force."""
 
 
 class Actual(_Frozen):
@@ -137,21 +142,35 @@ def serve(path: Path, model: str, version: int, digest: str, *, explain: bool | 
     There is no fall-back and no mirror afterwards: those are a rollout's, and this ends it.
     `explain`: whether this version gets an explainer; None for one if the model had one.
     """
-    desired = read_desired(path)
-    kept = desired.endpoint(model)
-    warm = [v for v in kept.versions if v.weight > 0 and v.version != version] if kept else []
-    if kept and not warm:
-        warm = [v for v in kept.versions if v.version != version]
-    versions = (
-        DesiredVersion(version=version, digest=digest, weight=100),
-        *(v.model_copy(update={"weight": 0}) for v in warm),
-    )
-    if explain is None:
-        explain = kept is not None and kept.explainer is not None
-    others = (endpoint for endpoint in desired.endpoints if endpoint.model != model)
-    endpoint = DesiredEndpoint(model=model, versions=versions, explainer=version if explain else None)
-    changed = Desired(endpoints=(*others, endpoint))
-    write_state(path, changed)
+
+    def served(kept: DesiredEndpoint | None) -> DesiredEndpoint:
+        warm = [v for v in kept.versions if v.weight > 0 and v.version != version] if kept else []
+        if kept and not warm:
+            warm = [v for v in kept.versions if v.version != version]
+        versions = (
+            DesiredVersion(version=version, digest=digest, weight=100),
+            *(v.model_copy(update={"weight": 0}) for v in warm),
+        )
+        explained = explain if explain is not None else kept is not None and kept.explainer is not None
+        return DesiredEndpoint(model=model, versions=versions, explainer=version if explained else None)
+
+    return change(path, model, served)
+
+
+def change(path: Path, model: str, edit: Callable[[DesiredEndpoint | None], DesiredEndpoint | None]) -> Desired:
+    """Replace one endpoint by what `edit` makes of it, None to take it out of service; what says so already stays.
+
+    Endpoints change independently of each other, so a lock beside the file keeps two changes apart.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = read_desired(path)
+        endpoint = edit(before.endpoint(model))
+        others = tuple(one for one in before.endpoints if one.model != model)
+        changed = Desired(endpoints=(*others, endpoint) if endpoint else others)
+        if endpoint != before.endpoint(model) or not path.exists():
+            write_state(path, changed)
     return changed
 
 

@@ -126,14 +126,7 @@ class Reconciler:
 
     def actual(self, desired: Desired, pid: int, not_now: str) -> Actual:
         """The state to publish. `not_now`: why the node as a whole is not ready, empty if nothing stands against it."""
-        endpoints = tuple(
-            ActualEndpoint(
-                model=e.model,
-                versions=tuple(self._actual_version(e.model, v) for v in e.versions),
-                explainer=self._actual_explainer(e),
-            )
-            for e in desired.endpoints
-        )
+        endpoints = tuple(self._actual_endpoint(endpoint) for endpoint in desired.endpoints)
         missing = [
             f"{e.model} version {v.version} is {v.state}{': ' + v.reason if v.reason else ''}"
             for e in endpoints
@@ -147,6 +140,16 @@ class Reconciler:
         if not_now:
             missing = [not_now]
         return Actual(pid=pid, ready=not missing, reason="; ".join(missing), endpoints=endpoints)
+
+    def _actual_endpoint(self, desired: DesiredEndpoint) -> ActualEndpoint:
+        routed = next((endpoint for endpoint in self.routed if endpoint.model == desired.model), None)
+        return ActualEndpoint(
+            model=desired.model,
+            versions=tuple(self._actual_version(desired.model, version) for version in desired.versions),
+            explainer=self._actual_explainer(desired),
+            fallback=routed.fallback if routed else None,
+            mirror=routed.mirror if routed else None,
+        )
 
     def _actual_version(self, model: str, desired: DesiredVersion) -> ActualVersion:
         loaded = self.loaded.get((model, desired.version))
@@ -308,6 +311,7 @@ class Reconciler:
                 raise LoadFailed("Envoy did not take the new routes; logs/envoy.log says why")
             await asyncio.sleep(POLL_SECONDS)
         self.routed = endpoints
+        self.publish()  # what is drained after this takes no part in it
 
     async def _drain(self, model: str, version: int) -> None:
         """Wait until a version that has no route any more has answered its last request."""

@@ -250,7 +250,11 @@ def _features(
     try:
         found = read_features(prometheus, model, version, span, 1, at)
         windows = min(_WINDOWS, span // _WINDOW_SECONDS)
-        within = read_features(prometheus, model, version, span // windows, windows, at) if windows >= _FEWEST_WINDOWS else None
+        within = (
+            read_features(prometheus, model, version, span // windows, windows, at)
+            if windows >= _FEWEST_WINDOWS
+            else None
+        )
     except NoData:
         return (), {}
     queries = {f"{name} of features, version {version}": query for name, query in found.queries.items()}

@@ -53,6 +53,13 @@ class Ledger:
         with self._open() as database:
             return _entries(database)
 
+    def newest(self) -> Entry | None:
+        """The newest entry that says where a rollout stands; None where there was none."""
+        if not self._path.exists():
+            return None
+        with self._open() as database:
+            return _newest(database)
+
     @contextlib.contextmanager
     def writing(self) -> Iterator["Writer"]:
         """Hold the exclusive lock: what is appended within is kept only if nothing is raised."""
@@ -103,6 +110,9 @@ class Writer:
     def entries(self) -> list[Entry]:
         return _entries(self._database)
 
+    def newest(self) -> Entry | None:
+        return _newest(self._database)
+
     def append(self, entry: Entry) -> Entry:
         """Write the entry under the next number, which replaces its own."""
         (last,) = self._database.execute("SELECT coalesce(max(number), 0) FROM entries").fetchone()
@@ -121,6 +131,12 @@ def _entries(database: sqlite3.Connection) -> list[Entry]:
     return [
         Entry.model_validate_json(text) for (text,) in database.execute("SELECT entry FROM entries ORDER BY number")
     ]
+
+
+def _newest(database: sqlite3.Connection) -> Entry | None:
+    rows = database.execute("SELECT entry FROM entries ORDER BY number DESC")
+    found = (Entry.model_validate_json(text) for (text,) in rows)
+    return next((entry for entry in found if entry.state is not None), None)
 
 
 @contextlib.contextmanager

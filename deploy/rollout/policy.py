@@ -188,12 +188,16 @@ def _parts(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise PolicyInvalid(path, [f"not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(found, dict):
         raise PolicyInvalid(path, [f"must have the keys defaults and endpoints; found {found!r}"])
-    problems = [f"{key} is not known; allowed are defaults, endpoints" for key in found.keys() - {"defaults", "endpoints"}]
+    problems = [
+        f"{key} is not known; allowed are defaults, endpoints" for key in found.keys() - {"defaults", "endpoints"}
+    ]
     defaults, endpoints = found.get("defaults") or {}, found.get("endpoints") or {}
     places = {"defaults": defaults, "endpoints": endpoints}
     if isinstance(endpoints, dict):
         places |= {f"endpoints.{name}": given or {} for name, given in endpoints.items()}
-    problems += [f"{at}: must be keys and values; found {it!r}" for at, it in places.items() if not isinstance(it, dict)]
+    problems += [
+        f"{at}: must be keys and values; found {it!r}" for at, it in places.items() if not isinstance(it, dict)
+    ]
     if problems:
         raise PolicyInvalid(path, sorted(problems))
     return defaults, {str(name): given or {} for name, given in endpoints.items()}

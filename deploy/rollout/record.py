@@ -10,6 +10,7 @@ Outcome = Literal["promote", "hold", "roll back", "wait"]
 CheckState = Literal["passed", "failed", "undecided", "no data", "not asked"]
 """`not asked`: it says nothing here (agreement without a shadow, quality without feedback)."""
 State = Literal["PENDING", "READY", "CANARY", "JUDGING", "HELD", "ROLLING_BACK", "ROLLED_BACK", "PROMOTED"]
+Kind = Literal["rollout", "rollback", "alert", "adopted"]
 ENDED: tuple[State, ...] = ("ROLLED_BACK", "PROMOTED")
 """A rollout in any other state is unfinished, and its endpoint takes no second one."""
 
@@ -79,14 +80,14 @@ class Entry(Record):
     model: str
     rollout: str
     """Its id; empty for an alert that came while none was on."""
-    kind: Literal["rollout", "rollback", "alert", "adopted"]
+    kind: Kind
     state: State | None
     """The rollout's from now on; none for an alert, which changes nothing."""
     step: int | None = None
     champion: Release | None
-    """What the traffic comes from; none for an endpoint's first version."""
+    """What the traffic comes from, and goes back to; none for an endpoint's first version."""
     candidate: Release | None
-    """What it goes to; none for an alert."""
+    """What it goes to, or is taken from by a rollback; none for an alert."""
     words: str
     verdict: Verdict | None = None
     detail: dict[str, str] = {}

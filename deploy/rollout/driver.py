@@ -1,0 +1,114 @@
+"""Who carries out what a rollout decides: on one machine the node, which is told by a file and says so in another."""
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from deploy.errors import LoadFailed
+from deploy.node.desired import (
+    Actual,
+    ActualEndpoint,
+    DesiredEndpoint,
+    DesiredVersion,
+    Mirror,
+    change,
+    read_actual,
+    read_desired,
+)
+from deploy.rollout.machine import Traffic
+from deploy.rollout.record import Record, Release
+
+NODE_BACK_WITHIN_SECONDS = 30.0
+"""A node that was killed is started again by who supervises it."""
+
+
+class Serving(Record):
+    """What an endpoint serves."""
+
+    champion: Release | None
+    """The version with most of the traffic; none where the endpoint is not in service."""
+    others: tuple[Release, ...] = ()
+    """Loaded beside it."""
+    unready: dict[int, str] = {}
+    """By version, why it is not READY now."""
+
+
+class Driver(Protocol):
+    def serving(self, model: str) -> Serving: ...
+
+    def ask(self, model: str, traffic: Traffic) -> None:
+        """Ask for this traffic and return at once; asking again changes nothing."""
+
+    def reached(self, model: str, traffic: Traffic) -> bool:
+        """Whether this traffic is in force. Raises LoadFailed, with the reason, if it will never be."""
+
+
+class Local:
+    """The node of this machine."""
+
+    def __init__(self, desired_file: Path, actual_file: Path) -> None:
+        self._desired_file = desired_file
+        self._actual_file = actual_file
+        self._seen = time.monotonic()
+        """When a node ran last."""
+
+    def serving(self, model: str) -> Serving:
+        endpoint = read_desired(self._desired_file).endpoint(model)
+        if endpoint is None:
+            return Serving(champion=None)
+        first, *others = sorted(endpoint.versions, key=lambda one: -one.weight)
+        found = self._endpoint(self._actual(), model)
+        unready = {one.version: one.reason or one.state for one in found.versions if one.state != "READY"}
+        return Serving(champion=_release(first), others=tuple(map(_release, others)), unready=unready)
+
+    def ask(self, model: str, traffic: Traffic) -> None:
+        change(self._desired_file, model, lambda before: _endpoint(model, traffic, before))
+
+    def reached(self, model: str, traffic: Traffic) -> bool:
+        actual = self._actual()
+        if actual is None:
+            if time.monotonic() - self._seen > NODE_BACK_WITHIN_SECONDS:
+                raise LoadFailed("no node runs; start it with: shipway up")
+            return False
+        self._seen = time.monotonic()
+        found, wanted = self._endpoint(actual, model), _endpoint(model, traffic, None)
+        asked = {(one.version, one.digest): one.weight for one in wanted.versions} if wanted else {}
+        weights = {(one.version, one.digest): one.weight for one in found.versions}
+        if asked.keys() != weights.keys():
+            return False  # the node has not read it yet
+        if failed := [one for one in found.versions if one.state == "FAILED"]:
+            raise LoadFailed(failed[0].reason)
+        ready = all(one.state == "READY" for one in found.versions)
+        extras = (found.fallback, found.mirror) == ((wanted.fallback, wanted.mirror) if wanted else (None, None))
+        return ready and asked == weights and extras
+
+    def _actual(self) -> Actual | None:
+        """What a running node says of itself."""
+        actual = read_actual(self._actual_file)
+        return actual if actual is not None and psutil.pid_exists(actual.pid) else None
+
+    @staticmethod
+    def _endpoint(actual: Actual | None, model: str) -> ActualEndpoint:
+        found = (one for one in (actual.endpoints if actual else ()) if one.model == model)
+        return next(found, ActualEndpoint(model=model, versions=()))
+
+
+def _release(version: DesiredVersion) -> Release:
+    return Release(version=version.version, digest=version.digest)
+
+
+def _endpoint(model: str, traffic: Traffic, before: DesiredEndpoint | None) -> DesiredEndpoint | None:
+    """This traffic as the node reads it; the explainer, if there was one, goes with most of the traffic."""
+    serving, beside = traffic.serving, traffic.beside
+    if serving is None:
+        return None
+    weights = [(serving, 100 - traffic.weight), *([(beside, traffic.weight)] if beside else [])]
+    return DesiredEndpoint(
+        model=model,
+        versions=tuple(DesiredVersion(**release.model_dump(), weight=weight) for release, weight in weights),
+        explainer=serving.version if before and before.explainer is not None else None,
+        fallback=serving.version if traffic.guarded else None,
+        mirror=Mirror(version=beside.version, percent=traffic.mirror) if beside and traffic.mirror else None,
+    )

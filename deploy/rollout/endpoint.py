@@ -1,0 +1,183 @@
+"""What can be asked of an endpoint: roll a version out, go on with that, go back, or just serve a version.
+
+Who may begin what is decided under the ledger's lock, with what the endpoint serves at that moment.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.errors import AlreadyServes, NoGoodVersion, NothingToResume, RollbackFailed, RolloutRuns, RolloutUnfinished
+from deploy.rollout import machine
+from deploy.rollout.driver import Driver
+from deploy.rollout.interrupts import Wish
+from deploy.rollout.ledger import Ledger, Writer, unfinished, whoami
+from deploy.rollout.machine import Move
+from deploy.rollout.policy import Policy
+from deploy.rollout.record import Entry, Kind, Release
+from deploy.rollout.run import Judge, Run, Tell, moved
+
+SHADOW = "shadow"
+"""In the detail of a rollout's first entry: the percentage that is mirrored before it takes traffic."""
+
+
+@dataclass
+class Endpoint:
+    """One model's rollouts. Every method raises RolloutError or NodeError."""
+
+    model: str
+    ledger: Ledger
+    driver: Driver
+    locks_dir: Path
+    policy: Policy
+    judging: Callable[[Policy], Judge]
+    tell: Tell = lambda _, __: None
+    wish: Callable[[], Wish] = lambda: ""
+    began: float = field(default_factory=time.monotonic)
+
+    def roll_out(self, candidate: Release, shadow: int = 0) -> Entry:
+        """Move the endpoint to `candidate` in judged steps; returns the entry that ends it, or holds it."""
+        with self._alone():
+            with self.ledger.writing() as writer:
+                _refuse_unfinished(writer.entries())
+                champion = self.driver.serving(self.model).champion
+                if champion and champion.version == candidate.version:
+                    raise AlreadyServes(self.model, champion.version)
+                words = f"load version {candidate.version}" + (
+                    f" beside version {champion.version}" if champion else "; nothing is in service"
+                )
+                detail = {SHADOW: str(shadow)} if shadow else {}
+                move = Move(state="PENDING", words=words, detail=detail)
+                entry = self._begin(writer, "rollout", champion, candidate, move)
+            return self._run(shadow).go_on(entry)
+
+    def resume(self) -> Entry:
+        """Go on with an unfinished rollout, from wherever it was left."""
+        with self._alone():
+            newest = self.ledger.newest()
+            shadow = _shadow(self.ledger.entries(), newest)
+            run = self._run(shadow)
+            move = newest and machine.resumed(newest, run.steps)
+            if newest is None or move is None:
+                last = f"the last one, {newest.rollout}, is {newest.state}" if newest else "there never was one"
+                raise NothingToResume(self.model, last)
+            return run.go_on(run.write(newest, move))
+
+    def roll_back(self, to: Release | None = None) -> Entry:
+        """Give all traffic to the last good version, or to `to`; a rollout that is on is taken back first.
+
+        It takes a running rollout out of its process's hands.
+
+        Raises:
+            NoGoodVersion: there is none to go back to.
+            RollbackFailed: the version could not be loaded; what served goes on serving.
+        """
+        run = self._run(0)
+        entry = self._take_back()
+        if entry is not None:
+            entry = run.go_on(entry)
+            if to is None or entry.champion == to:
+                return _done(entry)
+        with self.ledger.writing() as writer:
+            current = self.driver.serving(self.model).champion
+            target = to or next(
+                (
+                    one
+                    for one in reversed(machine.good(writer.entries()))
+                    if not current or one.version != current.version
+                ),
+                None,
+            )
+            if target is None:
+                raise NoGoodVersion(self.model, current and current.version)
+            if current and target.version == current.version:
+                raise AlreadyServes(self.model, target.version)
+            words = f"back to version {target.version}" + (f" from version {current.version}" if current else "")
+            warm = target in self.driver.serving(self.model).others
+            move = Move(state="ROLLING_BACK", words=f"{words}, which is {'warm' if warm else 'loaded first'}")
+            entry = self._begin(writer, "rollback", target, current, move)
+        return _done(run.go_on(entry))
+
+    def adopt(self, release: Release, serve: Callable[[], None]) -> Entry | None:
+        """Write down that `serve`, which is called, gives all traffic to `release` unjudged; None if it had it."""
+        with self.ledger.writing() as writer:
+            _refuse_unfinished(writer.entries())
+            champion = self.driver.serving(self.model).champion
+            entry = None
+            if champion != release:
+                move = Move(state="PROMOTED", words=f"version {release.version} was put in service, unjudged")
+                entry = self._begin(writer, "adopted", champion, release, move)
+            serve()
+        return entry
+
+    def _take_back(self) -> Entry | None:
+        """Write that the unfinished rollout is taken back, whoever works on it; None if there is none."""
+        with self.ledger.writing() as writer:
+            newest = unfinished(writer.entries())
+            if newest is None:
+                return None
+            move = machine.back(newest, f"taken back by {whoami()}")
+            entry = writer.append(moved(newest, move))
+            self.driver.ask(self.model, machine.traffic(entry, self.policy.steps))
+            return entry
+
+    def _begin(
+        self, writer: Writer, kind: Kind, champion: Release | None, candidate: Release | None, move: Move
+    ) -> Entry:
+        """A rollout's first entry, and the traffic that belongs to it."""
+        number = len(writer.entries()) + 1
+        entry = Entry(
+            number=number,
+            at=time.time(),
+            who=whoami(),
+            model=self.model,
+            rollout=f"{self.model}-r{number}",
+            kind=kind,
+            champion=champion,
+            candidate=candidate,
+            **move.model_dump(),
+        )
+        if kind != "adopted":
+            self.driver.ask(self.model, machine.traffic(entry, self.policy.steps))
+        return writer.append(entry)
+
+    def _run(self, shadow: int) -> Run:
+        steps = machine.shadowed(self.policy.steps, shadow)
+        judge = self.judging(self.policy.model_copy(update={"steps": steps}))
+        return Run(self.ledger, self.driver, steps, judge, self.tell, self.wish, self.began)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock that says a process is carrying a rollout out; the kernel frees it when the process dies."""
+        self.locks_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.locks_dir / f"{self.model}.lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                newest = self.ledger.newest()
+                raise RolloutRuns(self.model, newest.rollout if newest else "", lock.read() or "unknown") from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+
+def _refuse_unfinished(entries: list[Entry]) -> None:
+    if found := unfinished(entries):
+        raise RolloutUnfinished(found.model, found.rollout, found.state or "", found.words)
+
+
+def _shadow(entries: list[Entry], newest: Entry | None) -> int:
+    ours = [entry for entry in entries if newest and entry.rollout == newest.rollout]
+    return int(ours[0].detail.get(SHADOW, "0")) if ours else 0
+
+
+def _done(entry: Entry) -> Entry:
+    if entry.state != "ROLLED_BACK":
+        raise RollbackFailed(entry.model, entry.words)
+    return entry
