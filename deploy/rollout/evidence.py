@@ -6,9 +6,9 @@ matter: for them increase() does.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Counted:
 
     def slower(self, than_seconds: float) -> int:
         """Timed requests that took longer than a bound of the histogram."""
-        return self.timed - self.seconds.get(than_seconds, 0)
+        return self.timed - max((n for bound, n in self.seconds.items() if bound <= than_seconds), default=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,8 @@ class Version:
     """Since the canary began."""
     step: Counted
     """Since this step began."""
+    shadow: Counted
+    """Copies of others' requests since this step began, whose answers nobody got."""
     seen: float
     """When a node that has it was last scraped, a Unix time; -inf where none was."""
     restarts: int
@@ -105,7 +107,7 @@ class Evidence:
     """What each number is the answer to."""
 
 
-def read_evidence(  # noqa: PLR0913 - the contract of the rollout
+def read_evidence(
     prometheus: Prometheus,
     model: str,
     champion: int,
@@ -132,6 +134,7 @@ def read_evidence(  # noqa: PLR0913 - the contract of the rollout
             version=number,
             canary=scraped.counted(number, canary_since),
             step=scraped.counted(number, step_since),
+            shadow=scraped.copied(number, step_since),
             seen=max((one.times[-1] for one in scraped.of(names.VERSION_READY, number)), default=-math.inf),
             restarts=scraped.total(names.WORKER_RESTARTS, number, canary_since),
             memory=tuple(_since(one, canary_since) for one in scraped.of(names.WORKER_MEMORY, number)),
@@ -152,17 +155,18 @@ def read_evidence(  # noqa: PLR0913 - the contract of the rollout
 class _Scraped:
     """The samples of both versions, asked once for each metric, and what is added up out of them."""
 
-    _METRICS = (
-        names.EDGE_REQUESTS, names.EDGE_LOST, names.REQUESTS, names.EDGE_SECONDS, names.VERSION_READY,
-        names.WORKER_RESTARTS, names.WORKER_MEMORY, names.SHADOW_ROWS, names.FEEDBACK,
+    _COUNTERS_AND_GAUGES = (
+        names.EDGE_REQUESTS, names.EDGE_LOST, names.REQUESTS, names.VERSION_READY, names.WORKER_RESTARTS,
+        names.WORKER_MEMORY, names.SHADOW_REQUESTS, names.SHADOW_ROWS, names.FEEDBACK,
     )  # fmt: skip
+    _HISTOGRAMS = (names.EDGE_SECONDS, names.SHADOW_SECONDS)
 
     def __init__(self, prometheus: Prometheus, model: str, versions: Iterable[int], since: float, at: float) -> None:
         self._found: dict[str, tuple[Scraped, ...]] = {}
         self.queries: dict[str, str] = {}
         of = f'version=~"{"|".join(map(str, versions))}"'
-        for metric in self._METRICS:
-            series = f"{metric.name}_bucket" if metric is names.EDGE_SECONDS else metric.name
+        for metric in (*self._COUNTERS_AND_GAUGES, *self._HISTOGRAMS):
+            series = f"{metric.name}_bucket" if metric in self._HISTOGRAMS else metric.name
             grpc = (f'protocol="{GRPC}"',) if metric is names.REQUESTS else ()
             query = f"{selector(series, of, *grpc, model=model)}[{math.ceil(at - since) + LOOKBACK_SECONDS}s]"
             self.queries[metric.name] = query
@@ -176,23 +180,36 @@ class _Scraped:
         return self._sum(metric, version, since, lambda found: labels.items() <= found.items())
 
     def counted(self, version: int, since: float) -> Counted:
-        def edge(status: str) -> int:
-            return self._sum(names.EDGE_REQUESTS, version, since, lambda one: one["code"].startswith(status))
-
         def grpc(outcome: str) -> int:
             return self.total(names.REQUESTS, version, since, outcome=outcome)
 
-        seconds: Counter[float] = Counter()
-        for one in self.of(names.EDGE_SECONDS, version):
-            seconds[float(one.labels["le"])] += increase(one, since)
         return Counted(
-            answered=edge(""),
+            answered=self._codes(names.EDGE_REQUESTS, version, since, ""),
             # gRPC carries its errors in an HTTP answer of 200: the workers know better than the edge.
-            failed=edge("5") + grpc("failed") + grpc("expired"),
+            failed=self._codes(names.EDGE_REQUESTS, version, since, "5") + grpc("failed") + grpc("expired"),
             lost=self.total(names.EDGE_LOST, version, since),
-            refused=edge("4") + grpc("refused"),
-            seconds=dict(sorted(seconds.items())),
+            refused=self._codes(names.EDGE_REQUESTS, version, since, "4") + grpc("refused"),
+            seconds=self._seconds(names.EDGE_SECONDS, version, since),
         )
+
+    def copied(self, version: int, since: float) -> Counted:
+        return Counted(
+            answered=self._codes(names.SHADOW_REQUESTS, version, since, ""),
+            failed=self._codes(names.SHADOW_REQUESTS, version, since, "5"),
+            lost=0,
+            refused=self._codes(names.SHADOW_REQUESTS, version, since, "4"),
+            seconds=self._seconds(names.SHADOW_SECONDS, version, since),
+        )
+
+    def _codes(self, metric: names.Metric, version: int, since: float, first: str) -> int:
+        """Requests whose status code begins so."""
+        return self._sum(metric, version, since, lambda labels: labels["code"].startswith(first))
+
+    def _seconds(self, metric: names.Metric, version: int, since: float) -> dict[float, int]:
+        found: Counter[float] = Counter()
+        for one in self.of(metric, version):
+            found[float(one.labels["le"])] += increase(one, since)
+        return dict(sorted(found.items()))
 
     def confusion(self, version: int, since: float) -> dict[tuple[str, str], int]:
         found: Counter[tuple[str, str]] = Counter()
@@ -224,22 +241,24 @@ def _since(series: Scraped, since: float) -> tuple[Array, Array]:
 
 
 def _latency_dispersion(series: list[Scraped], since: float) -> float:
-    """Chi-square over its degrees of freedom between the champion's successive scrapes, summed over nodes; at least 1.
+    """How much more than chance the champion's latencies differ between successive scrapes; at least 1.
 
-    The requests of a batch wait together, and a pause hits whoever is there: latencies come in bursts.
+    The requests of a batch wait together, and a pause hits whoever is there: latencies come in bursts. The largest
+    among the nodes.
     """
-    values = []
-    for node in sorted({tuple(sorted((k, v) for k, v in one.labels.items() if k != "le")) for one in series}):
-        ordered = sorted(
-            (one for one in series if tuple(sorted((k, v) for k, v in one.labels.items() if k != "le")) == node),
-            key=lambda one: float(one.labels["le"]),
-        )
-        cumulated = [_since(one, since)[1] for one in ordered]
-        shortest = min(map(len, cumulated))
-        grown = np.diff([one[-shortest:] for one in cumulated], axis=1) if shortest > 1 else np.empty((0, 0))
-        values.append(np.maximum(np.diff(grown, axis=0, prepend=0.0), 0.0).T)
-    found = [float(drift.dispersion(one)) for one in values if len(one) > 2 and one.sum() > 0]
-    return max(found, default=1.0)
+    nodes: dict[str, dict[float, Array]] = defaultdict(dict)
+    for one in series:
+        nodes[one.labels.get("instance", "")][float(one.labels["le"])] = _since(one, since)[1]
+    found = [1.0]
+    for buckets in nodes.values():
+        scrapes = min(map(len, buckets.values()))
+        cumulated = np.array([buckets[bound][-scrapes:] for bound in sorted(buckets)] if scrapes > 2 else [])
+        grown = np.diff(np.diff(cumulated, axis=0, prepend=0.0), axis=1).T if len(cumulated) else np.empty((0, 1))
+        # A restart gives negative ones, and what is compared with it says nothing.
+        grown = grown[(grown >= 0).all(axis=1)]
+        if len(grown) > 1:
+            found.append(float(drift.dispersion(grown)))
+    return max(found)
 
 
 def _features(
@@ -258,12 +277,10 @@ def _features(
     except NoData:
         return (), {}
     queries = {f"{name} of features, version {version}": query for name, query in found.queries.items()}
-    if within is None:
-        return found.counts, queries
-    estimated = {(one.feature, one.kind): float(drift.dispersion(one.live)) for one in within.counts}
-    counts = tuple(
-        Counts(one.feature, one.kind, one.labels, one.reference, one.live,
-               max(one.dispersion, estimated.get((one.feature, one.kind), 1.0)))
-        for one in found.counts
-    )  # fmt: skip
-    return counts, queries
+    estimated = {} if within is None else {(one.feature, one.kind): one.live for one in within.counts}
+    counts = []
+    for one in found.counts:
+        live = estimated.get((one.feature, one.kind))
+        bursts = 1.0 if live is None else float(drift.dispersion(live))
+        counts.append(replace(one, dispersion=max(one.dispersion, bursts)))
+    return tuple(counts), queries

@@ -1,7 +1,7 @@
 """What a rollout is judged by: its steps and the gate's limits, for each endpoint, from one YAML file.
 
-`defaults:` holds what differs for every endpoint, `endpoints: {NAME: ...}` what differs for one. A list replaces the one
-before it; of a part (`errors:`) only the keys that are given do.
+`defaults:` holds what differs for every endpoint, `endpoints: {NAME: ...}` what differs for one. A list replaces the
+one before it; of a part (`errors:`) only the keys that are given do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -228,6 +228,6 @@ def _allowed(place: tuple[int | str, ...]) -> list[str]:
     part: type[Record] = Policy
     for key in place:
         if isinstance(key, str):
-            annotation = part.model_fields[key].annotation
+            annotation: Any = part.model_fields[key].annotation
             part = next(iter(get_args(annotation)), annotation)
     return sorted(part.model_fields)

@@ -1,6 +1,6 @@
 """The gate's arithmetic on counts, element by element: one look at one rollout, or ten thousand simulated ones at once.
 
-Counts are whole numbers so far, of the candidate and, as `reference`, of the champion on the same window. Where there is
+Counts are those so far, of the candidate and, as `reference`, of the champion on the same window. Where there is
 nothing to count from, neither `failed` nor `passed` is true.
 """
 
@@ -44,7 +44,7 @@ class Compared:
     passed: Bools
 
 
-def sequential(  # noqa: PLR0913 - counts, and the four numbers of the test
+def sequential(
     bad: npt.ArrayLike,
     trials: npt.ArrayLike,
     reference_bad: npt.ArrayLike,
@@ -87,7 +87,7 @@ def step_false_alarm(false_alarm: float, step: int) -> float:
     The test begins anew with each step, because a version may break under more load alone; the sum over however many
     steps stays below `false_alarm`.
     """
-    return false_alarm / 2 ** (step + 1)
+    return false_alarm / 2.0 ** (step + 1)
 
 
 def compared(
@@ -100,7 +100,7 @@ def compared(
     z: float,
     confidence_z: float,
 ) -> Compared:
-    """Candidate against champion. Fails where it is worse by more than `margin` beyond chance; passes where that is excluded.
+    """Candidate against champion: fails where worse by more than `margin` beyond chance, passes where that is excluded.
 
     Chance: the two-proportion z with the pooled share is above `z`, on FEWEST_BAD bad ones or more. Excluded: the upper
     bound of the difference (Newcombe 1998, method 10, of two Wilson intervals) is not above the margin. Between the
@@ -130,7 +130,7 @@ def above(counts: npt.ArrayLike) -> Array:
 def steady_growth(times: npt.ArrayLike, values: npt.ArrayLike) -> tuple[float, float]:
     """Growth per second in the quarter of the time where it was least, and growth from the first quarter to the last.
 
-    Of the median of each quarter. (NaN, NaN) where a quarter has no sample. A jump is in one or two quarters and gives 0.
+    Of the medians of the quarters; (NaN, NaN) where one has no sample. A jump is in one or two of them and gives 0.
     """
     times, values = _floats(times), _floats(values)
     if len(times) < 4:

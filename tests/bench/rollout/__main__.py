@@ -1,0 +1,54 @@
+"""`make rollout-bench`: what the gate does with good and bad canaries, against its bars.
+
+Ends with 1 when a bar is missed. The same seed simulates the same rollouts. The findings are in rollout.json below
+bench/ of the state directory.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+from rich.console import Console
+
+from deploy.errors import ShipwayError
+from deploy.settings import read_settings
+from tests.bench import report
+from tests.bench.findings import Finding
+from tests.bench.rollout.gate import ROLLOUTS, GateDiffers, gate
+from tests.bench.rounds import use_two_cores
+
+SPREADS = "of shares: intervals of 95%; of requests: nine of ten"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.rollout", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="of all that is simulated  [default: %(default)s]")
+    parser.add_argument(
+        "--rollouts", type=int, default=ROLLOUTS, help="simulated of each kind of canary  [default: %(default)s]"
+    )
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="this part; may be repeated")
+    options = parser.parse_args()
+    cores = use_two_cores()
+    console = Console()
+    kept = read_settings().state_dir / "bench"
+    findings: list[Finding] = []
+    for name, part in PARTS.items():
+        if name in (options.only or PARTS):
+            console.log(name)
+            findings += part(options)
+    report.show_findings(console, findings, SPREADS)
+    report.write_json(kept / "rollout.json", findings, cores)
+    console.print(f"The figures are in {kept / 'rollout.json'}")
+    return 1 if any(one.held is False for one in findings) else 0
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], Iterable[Finding]]] = {
+    "gate": lambda options: gate(options.seed, options.rollouts),
+}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (GateDiffers, ShipwayError) as error:
+        sys.exit(f"rollout-bench: {error}")
