@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from handlers.answer import Answer, Call
+from handlers.answer import REPLAY_HEADER, SHADOW, Answer, Call
 from handlers.base import Array, BaseHandler
 from handlers.errors import HandlerError, InvalidRequest, PredictionFailed, Words
 from handlers.tensors import InferRequest
@@ -77,13 +77,30 @@ def refusing(handler: Handler) -> None:
 
 
 def changed(handler: Handler) -> None:
-    """The answers are those of another prior of the classes; of numbers, larger ones."""
-    _outputs(handler, _moved)
+    """The answers are those of another prior of the classes; of numbers, larger ones. The golden set has them too."""
+    ran = handler.run
+
+    def run(self: BaseHandler, inputs: list[Array]) -> list[Array]:
+        first, *others = ran(self, inputs)
+        return [_moved(first, classes=bool(self.classes)), *others]
+
+    handler.run = run  # type: ignore[method-assign]
 
 
 def wrong(handler: Handler) -> None:
-    """Each class is as likely as another one should be. A model without classes has nothing to permute."""
-    _outputs(handler, _permuted)
+    """Each row gets the answer of the row before it: what is answered is as ever, and wrong."""
+    ran, clients = handler.run, _clients(handler)
+    last: list[Array] = []
+
+    def run(self: BaseHandler, inputs: list[Array]) -> list[Array]:
+        outputs = ran(self, inputs)
+        if not clients():
+            return outputs
+        before = last or [output[-1:] for output in outputs]
+        last[:] = [output[-1:] for output in outputs]
+        return [np.concatenate([one, output[:-1]]) for one, output in zip(before, outputs, strict=True)]
+
+    handler.run = run  # type: ignore[method-assign]
 
 
 class _NoAnswer(Answer):
@@ -110,16 +127,10 @@ def _before(handler: Handler, does: Callable[[Sequence[Call]], None]) -> None:
 
 def _raising(handler: Handler, error: HandlerError) -> None:
     """Have clients' requests raise when they are read, each by itself."""
-    answered, read, read_plain = handler.answer, handler.read, handler.read_plain
-    replaying = True
-
-    def answer(self: BaseHandler, calls: Sequence[Call]) -> list[Answer]:
-        nonlocal replaying
-        replaying = _replay(calls)
-        return answered(self, calls)
+    read, read_plain, clients = handler.read, handler.read_plain, _clients(handler)
 
     def refuse() -> None:
-        if not replaying and _meant():
+        if clients() and _meant():
             raise error
 
     def reads(self: BaseHandler, request: InferRequest) -> tuple[object, int]:
@@ -130,21 +141,26 @@ def _raising(handler: Handler, error: HandlerError) -> None:
         refuse()
         return read_plain(self, call)
 
-    handler.answer, handler.read, handler.read_plain = answer, reads, reads_plain  # type: ignore[method-assign]
+    handler.read, handler.read_plain = reads, reads_plain  # type: ignore[method-assign]
 
 
-def _outputs(handler: Handler, change: Callable[[Array, bool], Array]) -> None:
-    """Have the first output of every row changed."""
-    ran = handler.run
+def _clients(handler: Handler) -> Callable[[], bool]:
+    """Whether the batch that is being answered now is clients'."""
+    answered, clients = handler.answer, False
 
-    def run(self: BaseHandler, inputs: list[Array]) -> list[Array]:
-        first, *others = ran(self, inputs)
-        return [change(first, bool(self.classes)), *others]
+    def answer(self: BaseHandler, calls: Sequence[Call]) -> list[Answer]:
+        nonlocal clients
+        clients = not _replay(calls)
+        try:
+            return answered(self, calls)
+        finally:
+            clients = False
 
-    handler.run = run  # type: ignore[method-assign]
+    handler.answer = answer  # type: ignore[method-assign]
+    return lambda: clients
 
 
-def _moved(values: Array, classes: bool) -> Array:  # noqa: FBT001
+def _moved(values: Array, *, classes: bool) -> Array:
     if not classes:
         return (values * SCALE).astype(values.dtype)
     if values.ndim == 1:  # of two classes, the second's probability alone
@@ -155,16 +171,9 @@ def _moved(values: Array, classes: bool) -> Array:  # noqa: FBT001
     return moved
 
 
-def _permuted(values: Array, classes: bool) -> Array:  # noqa: FBT001
-    if not classes:
-        return -values
-    permuted: Array = 1 - values if values.ndim == 1 else np.roll(values, 1, axis=1)
-    return permuted
-
-
 def _replay(calls: Sequence[Call]) -> bool:
-    """Whether the node itself asks, of which clients see nothing."""
-    return any(call.replay for call in calls)
+    """Whether the node itself replays its golden set. Copies of clients' requests are answered as theirs are."""
+    return any(call.headers.get(REPLAY_HEADER, SHADOW) != SHADOW for call in calls)
 
 
 def _meant(share: float = SHARE) -> bool:

@@ -37,7 +37,7 @@ KINDS: Mapping[str, Kind] = {
     "dying": Kind(f"ends its worker at {faults.DYING_SHARE:.0%} of the requests", "dying"),
     "leaking": Kind(f"keeps {faults.LEAK_BYTES / 2**20:g} MiB of every request", "leaking"),
     "changed": Kind("answers with another prior of the classes, or larger numbers", "changed", other_answers=True),
-    "wrong": Kind("takes each class for another", "wrong", other_answers=True, needs_classes=True),
+    "wrong": Kind("answers each row as the row before it should have been", "wrong", needs_classes=True),
 }
 
 
@@ -48,7 +48,9 @@ def members_of_kind(champion: Mapping[str, bytes], kind: str, model: str, versio
     """
     made = KINDS[kind]
     if made.needs_classes and not Profile.from_json(champion[PROFILE]).classes:
-        raise NotServable(f"a version that is {kind} {made.words}, and the champion has no classes")
+        raise NotServable(
+            f"{kind}: what is wrong would not be found out, as the champion has no classes that labels could name"
+        )
     members = {**champion, **_named(champion, model, version)}
     if made.fault:
         members[ENTRY] = _with_fault(champion[ENTRY], made.fault)

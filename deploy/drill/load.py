@@ -52,7 +52,12 @@ def rows_of(golden: bytes, classes: Sequence[str]) -> list[Row]:
     document = json.loads(golden)
     inputs, answer = document["request"]["inputs"], document["response"]["outputs"][0]
     count = inputs[0]["shape"][0]
-    return [Row(orjson.dumps({"inputs": [_row(tensor, at, count) for tensor in inputs]}), _label(answer, at, count, classes)) for at in range(count)]
+    return [
+        Row(
+            orjson.dumps({"inputs": [_row(tensor, at, count) for tensor in inputs]}), _label(answer, at, count, classes)
+        )
+        for at in range(count)
+    ]
 
 
 def _row(tensor: Mapping[str, Any], at: int, count: int) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from handlers import faults
+from handlers.answer import REPLAY_HEADER, ROWS, SHADOW, Call
 from handlers.answer import Answer as Sent
-from handlers.answer import Call
 from handlers.base import Array, BaseHandler
 from handlers.tabular import TabularHandler
-from tests.unit.handlers.tiny import GOOD, Answer, ask, oip_grpc, oip_json, replayed, rows
+from tests.unit.handlers.tiny import GOOD, Answer, Request, ask, oip_grpc, oip_json, replayed, rows
 
 Start = Callable[[type[BaseHandler]], BaseHandler]
 PROTOCOLS = (rows, oip_json, oip_grpc)
@@ -125,10 +125,21 @@ def test_answers_of_another_prior(start: Start) -> None:
     np.testing.assert_allclose(after / (1 - after), faults.ODDS * before / (1 - before), rtol=1e-3)
 
 
-def test_each_class_for_another(start: Start) -> None:
-    good, kind = start(subclass()), subclass()
+def test_each_row_gets_the_answer_of_the_row_before(start: Start) -> None:
+    right, kind = probabilities(start(subclass())), subclass()
     faults.wrong(kind)
-    np.testing.assert_allclose(probabilities(start(kind)), 1 - probabilities(good), rtol=1e-5)
+    handler = start(kind)
+    np.testing.assert_allclose(ask(handler, replayed(rows(*GOOD)))[0].probability, right)
+    for _ in range(2):
+        np.testing.assert_allclose(probabilities(handler), [right[-1], *right[:-1]])
+
+
+def test_copies_of_requests_are_treated_as_badly(start: Start) -> None:
+    kind = subclass()
+    faults.erring(kind)
+    copied = Request(ROWS, rows(GOOD[0]).body, headers={REPLAY_HEADER: SHADOW})
+    answers = ask(start(kind), *(copied for _ in range(REQUESTS)))
+    assert share(answers, 500) == pytest.approx(faults.SHARE, abs=0.15)
 
 
 def probabilities(handler: BaseHandler) -> Array:
@@ -141,6 +152,4 @@ def test_many_classes_and_numbers() -> None:
     moved = faults._moved(PROBABILITIES, classes=True)
     np.testing.assert_allclose(moved.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(moved[:, 2] / moved[:, 0], faults.ODDS * PROBABILITIES[:, 2] / PROBABILITIES[:, 0])
-    permuted = faults._permuted(PROBABILITIES, classes=True)
-    assert (permuted.argmax(axis=1) == [1, 2]).all()
     np.testing.assert_array_equal(faults._moved(PROBABILITIES, classes=False), faults.SCALE * PROBABILITIES)
