@@ -22,7 +22,7 @@ SHARE = 0.5
 """Of the clients' requests, that a faulty version treats badly."""
 DYING_SHARE = 0.02
 """Of the requests, that end the worker: of more it would never be there."""
-DELAY_SECONDS = 0.1
+DELAY_SECONDS = 0.3
 """Of every batch."""
 LEAK_BYTES = 2**21
 """Of every request."""
