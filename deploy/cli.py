@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from deploy.errors import ShipwayError
+from deploy.rollout.commands import history, rollback, rollout
 from deploy.scopes import SCOPES, Scope
 from deploy.settings import Settings, read_settings, variable
 from model_store.errors import ModelStoreError
@@ -255,13 +256,17 @@ def fetch(settings: Settings, name: str, version: int, digest: str) -> None:
 )
 @pass_settings
 def serve(settings: Settings, name: str, version: int, *, explain: bool | None) -> None:
-    """Give all traffic of the model NAME to its packaged VERSION."""
-    from deploy.node import desired
-    from deploy.packaged import packaged_digest
+    """Give all traffic of the model NAME to its packaged VERSION, at once and unjudged."""
+    from deploy.rollout import here
 
-    digest = packaged_digest(settings.archives_dir, name, version)
-    desired.serve(settings.desired_file, name, version, digest, explain=explain)
-    click.echo(f"{name} version {version} {digest} is asked for; see: shipway status")
+    release = here.release(settings, name, version)
+    here.serve(settings, name, release, explain=explain)
+    click.echo(f"{name} version {version} {release.digest} is asked for; see: shipway status")
+
+
+cli.add_command(rollout)
+cli.add_command(rollback)
+cli.add_command(history)
 
 
 @cli.group()

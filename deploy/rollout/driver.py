@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+from pydantic import Field
 
 from deploy.errors import LoadFailed
 from deploy.node.desired import (
@@ -31,7 +32,7 @@ class Serving(Record):
     """The version with most of the traffic; none where the endpoint is not in service."""
     others: tuple[Release, ...] = ()
     """Loaded beside it."""
-    unready: dict[int, str] = {}
+    unready: dict[int, str] = Field(default_factory=dict)
     """By version, why it is not READY now."""
 
 

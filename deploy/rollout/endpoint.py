@@ -13,12 +13,12 @@ from pathlib import Path
 
 from deploy.errors import AlreadyServes, NoGoodVersion, NothingToResume, RollbackFailed, RolloutRuns, RolloutUnfinished
 from deploy.rollout import machine
-from deploy.rollout.driver import Driver
+from deploy.rollout.driver import Driver, Serving
 from deploy.rollout.interrupts import Wish
 from deploy.rollout.ledger import Ledger, Writer, unfinished, whoami
 from deploy.rollout.machine import Move
 from deploy.rollout.policy import Policy
-from deploy.rollout.record import Entry, Kind, Release
+from deploy.rollout.record import Entry, Kind, Release, Verdict
 from deploy.rollout.run import Judge, Run, Tell, moved
 
 SHADOW = "shadow"
@@ -33,15 +33,19 @@ class Endpoint:
     ledger: Ledger
     driver: Driver
     locks_dir: Path
-    policy: Policy
+    packaged: Callable[[int], Release]
+    """The archive of a version that lies on this machine; raises NotPackaged."""
+    read_policy: Callable[[], Policy]
+    """Called when something is to be judged: a mistake in it must stop nobody from going back."""
     judging: Callable[[Policy], Judge]
-    tell: Tell = lambda _, __: None
+    tell: Tell = lambda *_: None
     wish: Callable[[], Wish] = lambda: ""
     began: float = field(default_factory=time.monotonic)
 
     def roll_out(self, candidate: Release, shadow: int = 0) -> Entry:
         """Move the endpoint to `candidate` in judged steps; returns the entry that ends it, or holds it."""
         with self._alone():
+            run = self._run(shadow)
             with self.ledger.writing() as writer:
                 _refuse_unfinished(writer.entries())
                 champion = self.driver.serving(self.model).champion
@@ -53,22 +57,21 @@ class Endpoint:
                 detail = {SHADOW: str(shadow)} if shadow else {}
                 move = Move(state="PENDING", words=words, detail=detail)
                 entry = self._begin(writer, "rollout", champion, candidate, move)
-            return self._run(shadow).go_on(entry)
+            return run.go_on(entry)
 
     def resume(self) -> Entry:
         """Go on with an unfinished rollout, from wherever it was left."""
         with self._alone():
             newest = self.ledger.newest()
-            shadow = _shadow(self.ledger.entries(), newest)
-            run = self._run(shadow)
-            move = newest and machine.resumed(newest, run.steps)
+            run = self._run(_shadow(self.ledger.entries(), newest))
+            move = machine.resumed(newest, run.steps) if newest else None
             if newest is None or move is None:
                 last = f"the last one, {newest.rollout}, is {newest.state}" if newest else "there never was one"
                 raise NothingToResume(self.model, last)
             return run.go_on(run.write(newest, move))
 
-    def roll_back(self, to: Release | None = None) -> Entry:
-        """Give all traffic to the last good version, or to `to`; a rollout that is on is taken back first.
+    def roll_back(self, to: int | None = None) -> Entry:
+        """Give all traffic to the last good version, or to version `to`; a rollout that is on is taken back first.
 
         It takes a running rollout out of its process's hands.
 
@@ -76,28 +79,20 @@ class Endpoint:
             NoGoodVersion: there is none to go back to.
             RollbackFailed: the version could not be loaded; what served goes on serving.
         """
-        run = self._run(0)
+        run = Run(self.ledger, self.driver, (), _never, self.tell, lambda: "", self.began)
         entry = self._take_back()
         if entry is not None:
             entry = run.go_on(entry)
-            if to is None or entry.champion == to:
+            if to is None or (entry.champion and entry.champion.version == to):
                 return _done(entry)
         with self.ledger.writing() as writer:
-            current = self.driver.serving(self.model).champion
-            target = to or next(
-                (
-                    one
-                    for one in reversed(machine.good(writer.entries()))
-                    if not current or one.version != current.version
-                ),
-                None,
-            )
-            if target is None:
-                raise NoGoodVersion(self.model, current and current.version)
+            serving = self.driver.serving(self.model)
+            current = serving.champion
+            target = self._target(writer.entries(), serving, to)
             if current and target.version == current.version:
                 raise AlreadyServes(self.model, target.version)
             words = f"back to version {target.version}" + (f" from version {current.version}" if current else "")
-            warm = target in self.driver.serving(self.model).others
+            warm = target in serving.others
             move = Move(state="ROLLING_BACK", words=f"{words}, which is {'warm' if warm else 'loaded first'}")
             entry = self._begin(writer, "rollback", target, current, move)
         return _done(run.go_on(entry))
@@ -114,6 +109,18 @@ class Endpoint:
             serve()
         return entry
 
+    def _target(self, entries: list[Entry], serving: Serving, to: int | None) -> Release:
+        """The version to go back to: the archive of it that served last, or lies on this machine."""
+        current = serving.champion.version if serving.champion else None
+        if to is None:
+            others = [one for one in machine.good(entries) if one.version != current]
+            if not others:
+                raise NoGoodVersion(self.model, current)
+            return others[-1]
+        known = [one for entry in entries for one in (entry.champion, entry.candidate) if one]
+        matching = [one for one in (*known, *serving.others) if one.version == to]
+        return matching[-1] if matching else self.packaged(to)
+
     def _take_back(self) -> Entry | None:
         """Write that the unfinished rollout is taken back, whoever works on it; None if there is none."""
         with self.ledger.writing() as writer:
@@ -122,7 +129,7 @@ class Endpoint:
                 return None
             move = machine.back(newest, f"taken back by {whoami()}")
             entry = writer.append(moved(newest, move))
-            self.driver.ask(self.model, machine.traffic(entry, self.policy.steps))
+            self.driver.ask(self.model, machine.traffic(entry, ()))
             return entry
 
     def _begin(
@@ -142,12 +149,13 @@ class Endpoint:
             **move.model_dump(),
         )
         if kind != "adopted":
-            self.driver.ask(self.model, machine.traffic(entry, self.policy.steps))
+            self.driver.ask(self.model, machine.traffic(entry, ()))
         return writer.append(entry)
 
     def _run(self, shadow: int) -> Run:
-        steps = machine.shadowed(self.policy.steps, shadow)
-        judge = self.judging(self.policy.model_copy(update={"steps": steps}))
+        policy = self.read_policy()
+        steps = machine.shadowed(policy.steps, shadow)
+        judge = self.judging(policy.model_copy(update={"steps": steps}))
         return Run(self.ledger, self.driver, steps, judge, self.tell, self.wish, self.began)
 
     @contextlib.contextmanager
@@ -175,6 +183,10 @@ def _refuse_unfinished(entries: list[Entry]) -> None:
 def _shadow(entries: list[Entry], newest: Entry | None) -> int:
     ours = [entry for entry in entries if newest and entry.rollout == newest.rollout]
     return int(ours[0].detail.get(SHADOW, "0")) if ours else 0
+
+
+def _never(*_: object, **__: object) -> Verdict:
+    raise AssertionError("going back is not judged")
 
 
 def _done(entry: Entry) -> Entry:

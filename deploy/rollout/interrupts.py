@@ -60,7 +60,7 @@ class Interrupts:
         self._wish = "leave"
 
 
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong: the person wants it back
+class Interrupted(Exception):
     """The person wants the rollout taken back."""
 
 

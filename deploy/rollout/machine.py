@@ -1,13 +1,15 @@
-"""What comes next in a rollout, and what traffic belongs to where it stands. Pure: from entries and verdicts to moves.
+r"""What comes next in a rollout, and what traffic belongs to where it stands. Pure: from entries to moves.
 
     PENDING -> READY -> CANARY(step) -> JUDGING(step) -> ... -> PROMOTED
                                                  \-> HELD     \-> ROLLING_BACK -> ROLLED_BACK
 
-Each entry is written together with its traffic, and what follows begins when that traffic is in force. So a rollout can
-be taken up from its newest entry alone, whatever was killed: asking for the same traffic once more changes nothing.
+Each entry is written together with its traffic, and what follows begins when that traffic is in force. So a rollout
+can be taken up from its newest entry alone, whatever was killed: asking for the same traffic again changes nothing.
 """
 
 from collections.abc import Sequence
+
+from pydantic import Field
 
 from deploy.rollout.record import ENDED, Entry, Percent, Record, Release, State, Step, Verdict
 
@@ -37,7 +39,7 @@ class Move(Record):
     words: str
     step: int | None = None
     verdict: Verdict | None = None
-    detail: dict[str, str] = {}
+    detail: dict[str, str] = Field(default_factory=dict)
 
 
 def shadowed(steps: tuple[Step, ...], percent: int) -> tuple[Step, ...]:
@@ -166,7 +168,7 @@ def _shares(step: Step) -> str:
 
 
 def _version(release: Release | None) -> int | None:
-    return release and release.version
+    return release.version if release else None
 
 
 def _all_on(release: Release | None) -> str:

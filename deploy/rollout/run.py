@@ -32,8 +32,8 @@ class Judge(Protocol):
         """
 
 
-Tell = Callable[[Entry, Verdict | None], None]
-"""Show where the rollout stands; the verdict is the newest on the entry's step."""
+Tell = Callable[[Entry, Verdict | None, Sequence[Step]], None]
+"""Show where the rollout stands: an entry that was just written, or a new verdict on the step of the newest."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Run:
 
     def go_on(self, entry: Entry) -> Entry:
         """Take the rollout from its newest entry to where it ends or is held; returns that entry."""
-        self.tell(entry, None)
+        self.tell(entry, None, self.steps)
         while entry.state not in (*ENDED, "HELD"):
             entry = self.write(entry, self._next(entry))
         return entry
@@ -70,7 +70,7 @@ class Run:
                 self.began = time.monotonic()
             entry = writer.append(moved(entry, move))
             self.driver.ask(entry.model, machine.traffic(entry, self.steps))
-        self.tell(entry, None)
+        self.tell(entry, None, self.steps)
         return entry
 
     def _next(self, entry: Entry) -> Move:
@@ -116,7 +116,7 @@ class Run:
                 verdict = self.judge(
                     entry, canary_since=since, at=time.time(), lost_readiness=self._lost_readiness(entry)
                 )
-                self.tell(entry, verdict)
+                self.tell(entry, verdict, self.steps)
                 if move := machine.judged(entry, verdict, self.steps):
                     return move
                 look = time.monotonic() + LOOK_SECONDS

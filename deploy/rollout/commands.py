@@ -1,0 +1,107 @@
+"""`shipway rollout`, `rollback` and `history`.
+
+Exit codes of a rollout: 0 promoted, 3 held, 4 rolled back or taken over by somebody else, 1 an error, 2 wrong usage.
+"""
+
+import json
+import re
+import sys
+import click
+from rich.console import Console
+
+from deploy.settings import Settings
+
+HELD, ROLLED_BACK = 3, 4
+
+pass_settings = click.make_pass_decorator(Settings)
+json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs.")
+
+
+def _version_or_alias(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or re.fullmatch(r"@[^/@]+", value):
+        return value
+    if re.fullmatch(r"[1-9][0-9]*", value):
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither a version, like 7, nor an alias, like @challenger")
+
+
+def _percent(_: click.Context, __: click.Parameter, value: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,3})%?", value)
+    if found is None or int(found[1]) > 100:
+        raise click.BadParameter(f"{value!r} is no percentage; allowed are whole ones from 0% to 100%")
+    return int(found[1])
+
+
+@click.command()
+@click.argument("name")
+@click.argument("version", required=False, callback=_version_or_alias, metavar="[VERSION|@ALIAS]")
+@click.option("--shadow", default="0%", callback=_percent, help="First copy this share of the requests, like 20%.")
+@click.option("--resume", is_flag=True, help="Go on with the rollout that was left or held.")
+@click.option("--yes", "-y", is_flag=True, help="Ask nothing: Ctrl-C rolls back at once.")
+@json_lines
+@pass_settings
+def rollout(
+    settings: Settings, name: str, version: int | str | None, shadow: int, *, resume: bool, yes: bool, as_json: bool
+) -> None:
+    """Move the model NAME to VERSION or @ALIAS in judged steps, or take it back."""
+    if resume == (version is not None):
+        raise click.UsageError("give a version or an alias to roll out, or --resume, and not both")
+    if resume and shadow:
+        raise click.UsageError("--shadow is for a new rollout; one that is resumed keeps its own")
+    from deploy.errors import TakenOver
+    from deploy.rollout import here
+    from deploy.rollout.display import display
+    from deploy.rollout.interrupts import Interrupts
+
+    candidate = None if version is None else here.release(settings, name, version)
+    interrupts = Interrupts(lambda words: click.echo(words, err=True), ask=sys.stdin.isatty() and not yes)
+    with interrupts.heard(), display(Console(), as_json=as_json) as tell:
+        endpoint = here.endpoint(settings, name, tell=tell, wish=interrupts.wish)
+        try:
+            entry = endpoint.resume() if candidate is None else endpoint.roll_out(candidate, shadow)
+        except TakenOver as error:
+            click.echo(f"shipway: {error}", err=True)
+            sys.exit(ROLLED_BACK)
+    if entry.state == "HELD":
+        click.echo(
+            f"The traffic stays as it is. Judge on with: shipway rollout {name} --resume; "
+            f"or take version {entry.candidate and entry.candidate.version} back with: shipway rollback {name}",
+            err=True,
+        )
+    sys.exit({"HELD": HELD, "ROLLED_BACK": ROLLED_BACK}.get(entry.state or "", 0))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--to", type=click.IntRange(min=1), help="The version.  [default: the last good one]")
+@json_lines
+@pass_settings
+def rollback(settings: Settings, name: str, to: int | None, *, as_json: bool) -> None:
+    """Give all traffic of the model NAME back to its last good version; asks neither MLflow nor Prometheus."""
+    from deploy.rollout import here
+    from deploy.rollout.display import display
+
+    with display(Console(), as_json=as_json) as tell:
+        entry = here.endpoint(settings, name, tell=tell).roll_back(to)
+    if not as_json:
+        serving = entry.champion and entry.champion.version
+        click.echo(f"{name} version {serving} has all traffic after {entry.detail['seconds']} s")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, for programs.")
+@pass_settings
+def history(settings: Settings, name: str, *, as_json: bool) -> None:
+    """Say what was rolled out, judged and rolled back of the model NAME, by whom and why."""
+    from deploy.rollout.display import history
+    from deploy.rollout.ledger import Ledger
+
+    entries = Ledger(settings.rollouts_dir, name).entries()
+    if as_json:
+        click.echo(json.dumps([entry.model_dump() for entry in entries], indent=2))
+    elif entries:
+        Console().print(history(entries))
+    else:
+        click.echo(f"{name} has no history: nothing was rolled out or served yet")
+
