@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
 from deploy.rollout.commands import history, rollback, rollout
 from deploy.scopes import SCOPES, Scope
@@ -267,6 +268,7 @@ def serve(settings: Settings, name: str, version: int, *, explain: bool | None) 
 cli.add_command(rollout)
 cli.add_command(rollback)
 cli.add_command(history)
+cli.add_command(drill)
 
 
 @cli.group()

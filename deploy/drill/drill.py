@@ -7,9 +7,8 @@ the model's: none is registered, each is signed for the other name, and the ledg
 
 import contextlib
 import fcntl
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from deploy.caller import caller
 from deploy.drill.exercises import Outcome, expected, harm
 from deploy.drill.load import Load, rows_of
 from deploy.errors import DrillRuns, LoadFailed, NotServed
-from deploy.objectives import read_objectives
 from deploy.rollout import here
 from deploy.rollout.driver import Local
 from deploy.rollout.endpoint import Endpoint
 from deploy.rollout.ledger import Ledger
 from deploy.rollout.machine import Traffic
-from deploy.rollout.policy import Policy, read_policy
-from deploy.rollout.record import Entry, Release
+from deploy.rollout.policy import Policy
+from deploy.rollout.record import Release
 from deploy.rollout.run import Tell
 from deploy.settings import Settings
 from model_store.archive import archive_name, pack, read_members, signature_path, verify_archive
@@ -130,7 +128,7 @@ def champion_members(settings: Settings, model: str) -> dict[str, bytes]:
 
 def _policy(settings: Settings, model: str) -> Policy:
     """The model's own. Of its inputs a drill's users know few, and ask with them over and over: they always drift."""
-    policy = read_policy(settings.rollout_config, model, read_objectives(settings))
+    policy = here.endpoint(settings, model).read_policy()
     return policy.model_copy(update={"on_input_drift": "nothing"})
 
 
@@ -146,7 +144,9 @@ def _out_of_service(endpoint: Endpoint) -> None:
     deadline = time.monotonic() + GONE_WITHIN_SECONDS
     while not endpoint.driver.reached(endpoint.model, nothing):
         if time.monotonic() > deadline:
-            raise LoadFailed(f"{endpoint.model} did not go out of service within {GONE_WITHIN_SECONDS:g} s; see: shipway status")
+            raise LoadFailed(
+                f"{endpoint.model} did not go out of service in {GONE_WITHIN_SECONDS:g} s; see: shipway status"
+            )
         time.sleep(POLL_SECONDS)
 
 

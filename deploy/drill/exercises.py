@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from deploy.drill.load import Seen
 from deploy.rollout.machine import traffic
 from deploy.rollout.policy import Policy
 from deploy.rollout.record import Entry, State
@@ -25,6 +25,19 @@ CHANCE_Z = 4.0
 """Standard deviations by which the candidate's share of the requests may be above its weight by chance."""
 SETTLE_SECONDS = 1.0
 """From a request's beginning until its version was chosen."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as its user saw it."""
+
+    at: float
+    """When it was sent, a Unix time."""
+    seconds: float
+    version: int | None
+    """That answered; None where nobody said."""
+    status: int
+    """0 for no answer at all."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,17 @@ class Outcome:
     harm: Harm
     seconds: float
     """From the rollout's beginning to its verdict."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        harm = {**asdict(self.harm), "problems": self.problems}
+        return {
+            "kind": self.kind,
+            "expected": self.expected,
+            "seconds": self.seconds,
+            **harm,
+            "entry": self.entry.model_dump(),
+        }
 
     @property
     def problems(self) -> list[str]:

@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 
 from deploy.caller import Caller
+from deploy.drill.exercises import Seen
 from deploy.node.envoy import PREDICTION_ID
 
 OPEN_AT_ONCE = 64
@@ -32,19 +33,6 @@ class Row:
     body: bytes
     label: str | None
     """None where the model predicts no class."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One request as its user saw it."""
-
-    at: float
-    """When it was sent, a Unix time."""
-    seconds: float
-    version: int | None
-    """That answered; None where nobody said."""
-    status: int
-    """0 for no answer at all."""
 
 
 def rows_of(golden: bytes, classes: Sequence[str]) -> list[Row]:
