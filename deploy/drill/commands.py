@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 
 import click
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deploy.drill.exercises import EXPECTED, Outcome
+from deploy.rollout.display import clock
+from deploy.rollout.record import Entry, Step, Verdict
+from deploy.rollout.run import Tell
 from deploy.settings import Settings
 
 
@@ -23,13 +27,12 @@ from deploy.settings import Settings
 def drill(settings: Settings, name: str, only: tuple[str, ...], *, rate: float, as_json: bool) -> None:
     """Roll out bad versions of the model NAME, on an endpoint beside it, and see that each is taken back or held."""
     from deploy.drill.drill import kinds_for, prepared
-    from deploy.rollout.display import display
     from model_store.faulty import KINDS
 
     console = Console(stderr=as_json)
     kinds = list(only) or kinds_for(settings, name)
     found = []
-    with display(console, as_json=False) as tell, prepared(settings, name, kinds, rate, tell) as ground:
+    with prepared(settings, name, kinds, rate, _teller(console)) as ground:
         for kind in kinds:
             console.print(f"\n[bold]{kind}[/bold]: a version that {KINDS[kind].words}", highlight=False)
             found.append(outcome := ground.exercise(kind))
@@ -37,6 +40,17 @@ def drill(settings: Settings, name: str, only: tuple[str, ...], *, rate: float, 
                 click.echo(json.dumps(outcome.as_dict()))
     console.print(_table(found))
     sys.exit(any(outcome.problems for outcome in found))
+
+
+def _teller(console: Console) -> Tell:
+    """A line for each entry of the ledger."""
+
+    def tell(entry: Entry, verdict: Verdict | None, _: Sequence[Step]) -> None:
+        if verdict is None:
+            line = f"{clock(entry.at)}  {entry.state:12}  {entry.words}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    return tell
 
 
 def _table(found: list[Outcome]) -> Table:

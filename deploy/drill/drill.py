@@ -82,7 +82,7 @@ def prepared(settings: Settings, model: str, kinds: Sequence[str], rate: float, 
         ModelStoreError: the champion's archive is not what it should be, or its like cannot be made.
     """
     name, directory = model + SUFFIX, settings.state_dir / "drill"
-    with _alone(directory / f"{name}.lock", model):
+    with _alone(directory / f"{name}.drill", model):
         members = champion_members(settings, model)
         policy = _policy(settings, model)
         endpoint = replace(
