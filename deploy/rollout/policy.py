@@ -101,7 +101,7 @@ class Quality(Record):
 
 
 class Policy(Record):
-    steps: Annotated[tuple[Step, ...], Field(min_length=1)] = (
+    steps: tuple[Step, ...] = (
         Step(weight=5, seconds=60, requests=100, give_up_seconds=1800),
         Step(weight=25, seconds=60, requests=200, give_up_seconds=1800),
         Step(weight=50, seconds=60, requests=300, give_up_seconds=1800),
@@ -136,14 +136,12 @@ class Policy(Record):
     @classmethod
     def _rise_to_all(cls, given: tuple[Step, ...]) -> tuple[Step, ...]:
         weights = [step.weight for step in given]
-        # The same weight twice is a longer wait with one number; only a step that mirrors may take no traffic.
-        shadows = [step for step in given if step.weight == 0 and step.mirror > 0]
-        rising = [step.weight for step in given if step not in shadows]
-        if rising[:1] == [0] or rising != sorted(set(rising)) or rising[-1:] != [100] or given[-1].weight != 100:
-            found = ", ".join(map(str, weights))
-            raise ValueError(f"weights must rise from above 0 (0 where it mirrors) to 100 at the last; found {found}")
-        if weights != sorted(weights):
-            raise ValueError("steps that only mirror must come first")
+        found = ", ".join(map(str, weights)) or "no step"
+        rising = [step.weight for step in given if step.weight > 0]
+        if rising != sorted(set(rising)) or weights[-1:] != [100] or weights != sorted(weights):
+            raise ValueError(f"weights must rise to 100 at the last; found {found}")
+        if any(step.weight == 0 and step.mirror == 0 for step in given):
+            raise ValueError(f"a weight must be above 0 in a step that mirrors nothing; found {found}")
         if short := [step for step in given if step.give_up_seconds <= step.seconds]:
             raise ValueError(
                 f"give_up_seconds must be more than seconds; found {short[0].give_up_seconds:g}, {short[0].seconds:g}"

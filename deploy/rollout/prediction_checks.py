@@ -12,7 +12,8 @@ from deploy.rollout.record import Check, CheckState
 from deploy.traffic import Counts
 from monitoring import drift, names
 from monitoring.drift import Array, wilson_interval
-from monitoring.words import is_ordered
+from monitoring.profile import MISSING
+from monitoring.words import is_ordered, what_moved
 
 INPUTS, PREDICTIONS = ("number", "category"), ("output", "prediction")
 Edge = tuple[float, ...]
@@ -37,6 +38,9 @@ def predictions(look: Look) -> Check:
 
     if not theirs and not ours:
         return check("not asked", "neither version counts what it predicts")
+    if not theirs or not ours:
+        silent = "champion" if ours else "candidate"
+        return check("no data", f"the {silent} has counted no predictions: it has no profile, or had no rows yet")
     changes = [
         change
         for key in sorted(theirs.keys() & ours.keys())
@@ -69,7 +73,7 @@ def _change(look: Look, ours: Counts, theirs: Counts) -> _Change | None:
     """How far one prediction moved; None where nothing says how the bins of the two lie to each other."""
     our_edges, their_edges = _edges(look.evidence.candidate, ours), _edges(look.evidence.champion, theirs)
     if not is_ordered(ours.feature, ours.kind) or (our_edges is not None and our_edges == their_edges):
-        return _of_same_bins(look, ours, theirs)
+        return _of_same_bins(look, ours, theirs, our_edges)
     if our_edges is None or their_edges is None:
         return None
     return _of_other_bins(look, ours, theirs, (our_edges, their_edges))
@@ -81,21 +85,21 @@ def _edges(version: Version, counts: Counts) -> Edge | None:
     return edges if edges is not None and len(edges) == len(counts.labels) - 2 else None
 
 
-def _of_same_bins(look: Look, ours: Counts, theirs: Counts) -> _Change:
+def _of_same_bins(look: Look, ours: Counts, theirs: Counts, edges: Edge | None) -> _Change:
     """Two-sample chi-square and PSI, both with the rows that are left after correction for bursts."""
     limits = look.policy.predictions
-    labels = sorted({*ours.labels, *theirs.labels})
+    labels = sorted({*ours.labels, *theirs.labels}, key=lambda label: (label == MISSING, label))
     bursts = max(ours.dispersion, theirs.dispersion)
     live, reference = _by_label(ours, labels), _by_label(theirs, labels)
     found = drift.compare(live, reference / bursts, bursts)
     enough = min(live.sum(), reference.sum()) / bursts >= limits.rows
     failed = enough and bool(drift.drifted(found, min_effect=limits.effect, min_z=look.policy.z, min_rows=limits.rows))
     size = float(np.nan_to_num(found.psi_excess))
-    moved = int(np.argmax(np.abs(np.nan_to_num(drift.shares(live) - drift.shares(reference)))))
+    ordered = is_ordered(ours.feature, ours.kind)
+    moved = what_moved(tuple(labels), reference, live, ordered=ordered, edges=edges)
     words = (
-        f"{ours.feature} {labels[moved]} {_share(reference[moved], reference.sum())} of the champion's rows and "
-        f"{_share(live[moved], live.sum())} of the candidate's; PSI beyond chance {size:.3f}, {limits.effect:g} is "
-        f"allowed (z {float(np.nan_to_num(found.z)):.1f}, {look.policy.z:g})"
+        f"{ours.feature}: {moved}; PSI beyond chance {size:.3f}, {limits.effect:g} is allowed "
+        f"(z {float(np.nan_to_num(found.z)):.1f}, {look.policy.z:g})"
     )
     return _Change(
         ours.feature, "psi_excess", size, limits.effect, failed, float(live.sum()), float(reference.sum()), words
@@ -198,10 +202,6 @@ def input_drift(look: Look) -> Check:
 def _by_label(counts: Counts, labels: list[str]) -> Array:
     rows = dict(zip(counts.labels, counts.live[-1].tolist(), strict=True))
     return np.array([rows.get(label, 0.0) for label in labels])
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "none"
 
 
 def _queries(look: Look) -> dict[str, str]:

@@ -130,18 +130,19 @@ def above(counts: npt.ArrayLike) -> Array:
 def steady_growth(times: npt.ArrayLike, values: npt.ArrayLike) -> tuple[float, float]:
     """Growth per second in the quarter of the time where it was least, and growth from the first quarter to the last.
 
-    Of the medians of the quarters; (NaN, NaN) where one has no sample. A jump is in one or two of them and gives 0.
+    Of the medians of the quarters; (NaN, NaN) where one has no sample. What is not steady has a growth per second of 0:
+    a jump, which is in one or two quarters, and warm-up, which brings less than half as much at last as at first.
     """
     times, values = _floats(times), _floats(values)
-    if len(times) < 4:
-        return np.nan, np.nan
-    width = (times[-1] - times[0]) / 4
-    quarter = np.minimum((times - times[0]) // width, 3) if width > 0 else np.zeros_like(times)
+    width = (times[-1] - times[0]) / 4 if len(times) else 0.0
+    quarter = np.minimum((times - times[:1]) // width, 3) if width > 0 else np.zeros_like(times)
     parts = [values[quarter == number] for number in range(4)]
     if not all(map(len, parts)):
         return np.nan, np.nan
     medians = np.array([np.median(part) for part in parts])
-    return float(np.diff(medians).min() / width), float(medians[-1] - medians[0])
+    grown = np.diff(medians)
+    steady = max(grown.min(), 0.0) if grown[-1] >= grown[0] / 2 else 0.0
+    return float(steady / width), float(medians[-1] - medians[0])
 
 
 def _floats(values: npt.ArrayLike) -> Array:

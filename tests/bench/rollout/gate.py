@@ -19,6 +19,7 @@ from monitoring.drift import wilson_interval
 from tests.bench.findings import Finding
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 ROLLOUTS = 10_000
 TOGETHER = 1_000
@@ -89,13 +90,16 @@ def gate(seed: int, rollouts: int = ROLLOUTS) -> Iterator[Finding]:
 def simulated(policy: Policy, canary: Canary, seed: int, rollouts: int) -> Ended:
     """Rollouts of one kind; raises GateDiffers where `judge` says something else of one of the first."""
     random = np.random.default_rng([seed, round(1e4 * canary.errors), round(1e4 * canary.champion_errors)])
-    parts = [_together(policy, canary, random, min(TOGETHER, rollouts - at)) for at in range(0, rollouts, TOGETHER)]
+    parts = [
+        _together(policy, canary, random, min(TOGETHER, rollouts - at), REPLAYED if at == 0 else 0)
+        for at in range(0, rollouts, TOGETHER)
+    ]
     return Ended(
         np.concatenate([part.outcome for part in parts]), np.concatenate([part.requests for part in parts])
     )  # fmt: skip
 
 
-def _together(policy: Policy, canary: Canary, random: np.random.Generator, rollouts: int) -> Ended:
+def _together(policy: Policy, canary: Canary, random: np.random.Generator, rollouts: int, replayed: int) -> Ended:
     outcome = np.full(rollouts, ENDS.index("hold"))
     totals = np.zeros((6, rollouts, 1), dtype=np.int64)
     going = np.arange(rollouts)
@@ -106,7 +110,8 @@ def _together(policy: Policy, canary: Canary, random: np.random.Generator, rollo
             failed, done = decide(policy, step, counts, counts - began[:, waiting])
             ended = failed | done
             if block == 0:
-                _replay(policy, step, counts, began[:, waiting], failed, done)
+                first = slice(replayed)
+                _replay(policy, step, counts[:, first], began[:, waiting[first]], failed[first], done[first])
             last = np.where(ended.any(axis=1), ended.argmax(axis=1), BLOCK - 1)
             rows = np.arange(len(waiting))
             totals[:, waiting, 0] = counts[:, rows, last]
@@ -132,9 +137,7 @@ def _requests_of(canary: Canary, weight: int, random: np.random.Generator, rollo
     return counts.cumsum(axis=2)
 
 
-def decide(
-    policy: Policy, step: int, counts: Ints, in_step: Ints
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def decide(policy: Policy, step: int, counts: Ints, in_step: Ints) -> tuple[Bools, Bools]:
     """Whether the gate takes back, and whether it lets go on, after each request: [rollouts, requests]."""
     enough = in_step[REQUESTS] >= policy.steps[step].requests
     failed, done = np.zeros_like(enough), enough
@@ -157,9 +160,9 @@ def decide(
     return failed, done & ~failed
 
 
-def _replay(policy: Policy, step: int, counts: Ints, began: Ints, failed: Ints, done: Ints) -> None:
-    """Compare with `judge` the first few rollouts' first requests, up to where they end."""
-    for row in range(min(REPLAYED, counts.shape[1])):
+def _replay(policy: Policy, step: int, counts: Ints, began: Ints, failed: Bools, done: Bools) -> None:
+    """Compare with `judge` after each of these requests, up to where a rollout's step ends."""
+    for row in range(counts.shape[1]):
         for request in range(BLOCK):
             verdict = judge(
                 policy, step, evidence(counts[:, row, request], counts[:, row, request] - began[:, row, 0]),
