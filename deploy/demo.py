@@ -22,7 +22,9 @@ from rich.table import Table
 from deploy import stack
 from deploy.caller import Caller, caller
 from deploy.errors import LoadFailed, NotAnswered
-from deploy.node.desired import ActualVersion, read_actual, serve
+from deploy.node.desired import ActualVersion, read_actual
+from deploy.rollout.here import serve
+from deploy.rollout.record import Release
 from deploy.settings import Settings
 from handlers.protocol.messages import DESCRIPTOR, SERVICE, ModelInferRequest, ModelInferResponse
 from model_store import flights
@@ -72,7 +74,7 @@ def run(settings: Settings, console: Console) -> None:
     console.print(f"{packaged.archive.name}\n{packaged.digest}")
 
     _chapter(console, 4, "Serve: verify, load, reproduce the golden set")
-    serve(settings.desired_file, packaged.model, packaged.version, packaged.digest)
+    serve(settings, packaged.model, Release(version=packaged.version, digest=packaged.digest))
     wait_until_ready(settings, packaged, console)
 
     _chapter(console, 5, "Ask it about three flights of the months after May")

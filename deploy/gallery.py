@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.demo import post, start, wait_until_ready
-from deploy.node.desired import serve
+from deploy.rollout.here import serve
+from deploy.rollout.record import Release
 from deploy.settings import Settings
 from model_store.archive import read_member
 from model_store.package import PackagedVersion, package
@@ -53,7 +54,7 @@ def _put_into_service(settings: Settings, name: str, console: Console) -> Packag
         archives_dir=settings.archives_dir,
         signing_key=settings.signing_key,
     )
-    serve(settings.desired_file, packaged.model, packaged.version, packaged.digest)
+    serve(settings, packaged.model, Release(version=packaged.version, digest=packaged.digest))
     wait_until_ready(settings, packaged, console)
     return packaged
 

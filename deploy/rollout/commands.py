@@ -6,6 +6,7 @@ Exit codes of a rollout: 0 promoted, 3 held, 4 rolled back or taken over by some
 import json
 import re
 import sys
+
 import click
 from rich.console import Console
 
@@ -104,4 +105,3 @@ def history(settings: Settings, name: str, *, as_json: bool) -> None:
         Console().print(history(entries))
     else:
         click.echo(f"{name} has no history: nothing was rolled out or served yet")
-

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy.errors import AlreadyServes, NoGoodVersion, NothingToResume, RollbackFailed, RolloutRuns, RolloutUnfinished
 from deploy.rollout import machine
-from deploy.rollout.driver import Driver, Serving
+from deploy.rollout.driver import Driver
 from deploy.rollout.interrupts import Wish
 from deploy.rollout.ledger import Ledger, Writer, unfinished, whoami
 from deploy.rollout.machine import Move
@@ -48,7 +48,7 @@ class Endpoint:
             run = self._run(shadow)
             with self.ledger.writing() as writer:
                 _refuse_unfinished(writer.entries())
-                champion = self.driver.serving(self.model).champion
+                champion = self._current(writer)
                 if champion and champion.version == candidate.version:
                     raise AlreadyServes(self.model, champion.version)
                 words = f"load version {candidate.version}" + (
@@ -86,22 +86,22 @@ class Endpoint:
             if to is None or (entry.champion and entry.champion.version == to):
                 return _done(entry)
         with self.ledger.writing() as writer:
-            serving = self.driver.serving(self.model)
-            current = serving.champion
-            target = self._target(writer.entries(), serving, to)
+            current = self._current(writer)
+            others = self.driver.serving(self.model).others
+            target = self._target(writer.entries(), current, to)
             if current and target.version == current.version:
                 raise AlreadyServes(self.model, target.version)
             words = f"back to version {target.version}" + (f" from version {current.version}" if current else "")
-            warm = target in serving.others
+            warm = target in others
             move = Move(state="ROLLING_BACK", words=f"{words}, which is {'warm' if warm else 'loaded first'}")
             entry = self._begin(writer, "rollback", target, current, move)
         return _done(run.go_on(entry))
 
-    def adopt(self, release: Release, serve: Callable[[], None]) -> Entry | None:
+    def adopt(self, release: Release, serve: Callable[[], object]) -> Entry | None:
         """Write down that `serve`, which is called, gives all traffic to `release` unjudged; None if it had it."""
         with self.ledger.writing() as writer:
             _refuse_unfinished(writer.entries())
-            champion = self.driver.serving(self.model).champion
+            champion = self._current(writer)
             entry = None
             if champion != release:
                 move = Move(state="PROMOTED", words=f"version {release.version} was put in service, unjudged")
@@ -109,17 +109,20 @@ class Endpoint:
             serve()
         return entry
 
-    def _target(self, entries: list[Entry], serving: Serving, to: int | None) -> Release:
+    def _current(self, writer: Writer) -> Release | None:
+        """Who has the traffic: the ledger says so, and the desired state only where there is no ledger yet."""
+        newest = writer.newest()
+        return machine.serves(newest) if newest else self.driver.serving(self.model).champion
+
+    def _target(self, entries: list[Entry], current: Release | None, to: int | None) -> Release:
         """The version to go back to: the archive of it that served last, or lies on this machine."""
-        current = serving.champion.version if serving.champion else None
         if to is None:
-            others = [one for one in machine.good(entries) if one.version != current]
+            others = [one for one in machine.good(entries) if not current or one.version != current.version]
             if not others:
-                raise NoGoodVersion(self.model, current)
+                raise NoGoodVersion(self.model, current.version if current else None)
             return others[-1]
-        known = [one for entry in entries for one in (entry.champion, entry.candidate) if one]
-        matching = [one for one in (*known, *serving.others) if one.version == to]
-        return matching[-1] if matching else self.packaged(to)
+        known = [one for entry in entries for one in (entry.champion, entry.candidate) if one and one.version == to]
+        return known[-1] if known else self.packaged(to)
 
     def _take_back(self) -> Entry | None:
         """Write that the unfinished rollout is taken back, whoever works on it; None if there is none."""

@@ -76,8 +76,7 @@ def release(settings: Settings, model: str, version: int | str) -> Release:
 
 def serve(settings: Settings, model: str, given: Release, *, explain: bool | None = None) -> Entry | None:
     """Give all traffic of `model` to a version at once, unjudged; RolloutUnfinished while a rollout is on."""
-
-    def ask() -> None:
-        desired.serve(settings.desired_file, model, given.version, given.digest, explain=explain)
-
-    return endpoint(settings, model).adopt(given, ask)
+    path = settings.desired_file
+    return endpoint(settings, model).adopt(
+        given, lambda: desired.serve(path, model, given.version, given.digest, explain=explain)
+    )
