@@ -24,7 +24,7 @@ DYING_SHARE = 0.02
 """Of the requests, that end the worker: of more it would never be there."""
 DELAY_SECONDS = 0.3
 """Of every batch."""
-LEAK_BYTES = 2**21
+LEAK_BYTES = 2**20
 """Of every request."""
 LEAK_LIMIT_BYTES = 2**29
 """A drill must not take all memory of a machine that serves others."""
@@ -96,8 +96,8 @@ def wrong(handler: Handler) -> None:
         outputs = ran(self, inputs)
         if not clients():
             return outputs
-        before = last or [output[-1:] for output in outputs]
-        last[:] = [output[-1:] for output in outputs]
+        ends = [output[-1:] for output in outputs]
+        before, last[:] = [*last] or ends, ends
         return [np.concatenate([one, output[:-1]]) for one, output in zip(before, outputs, strict=True)]
 
     handler.run = run  # type: ignore[method-assign]

@@ -54,11 +54,13 @@ def _teller(console: Console) -> Tell:
 
 
 def _table(found: list[Outcome]) -> Table:
-    table = Table("version", "ended", "after", "users' requests", "answered by it", "failed", "as it should?")
+    table = Table(
+        "version", "ended", "because of", "after", "users' requests", "answered by it", "failed", "as it should?"
+    )
     for one in found:
         harm = one.harm
         table.add_row(
-            *(one.kind, one.entry.state, f"{one.seconds:.0f} s", str(harm.requests)),
+            *(one.kind, one.entry.state, ", ".join(one.because), f"{one.seconds:.0f} s", str(harm.requests)),
             *(f"{harm.candidate} of at most {harm.allowed}", str(harm.failed)),
             escape("; ".join(one.problems)) or "yes",
         )

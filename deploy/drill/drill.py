@@ -60,7 +60,8 @@ class Range:
         found = harm(self.load.seen(entries[0].at), entries, self.policy)
         if entry.state == "HELD":
             endpoint.roll_back()
-        return Outcome(kind, expected(kind, self.policy), entry, found, seconds)
+        verdicts = [one.verdict for one in entries if one.verdict]
+        return Outcome(kind, expected(kind, self.policy), entry, verdicts[-1] if verdicts else None, found, seconds)
 
 
 def kinds_for(settings: Settings, model: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.rollout.machine import traffic
 from deploy.rollout.policy import Policy
-from deploy.rollout.record import Entry, State
+from deploy.rollout.record import Entry, State, Verdict
 
 EXPECTED: Mapping[str, State] = {
     "good": "PROMOTED",
@@ -63,6 +63,8 @@ class Outcome:
     expected: State
     entry: Entry
     """Of the ledger, in which the rollout ended or was held."""
+    verdict: Verdict | None
+    """Its last one; none where it never came to one."""
     harm: Harm
     seconds: float
     """From the rollout's beginning to its verdict."""
@@ -77,6 +79,11 @@ class Outcome:
             **harm,
             "entry": self.entry.model_dump(),
         }
+
+    @property
+    def because(self) -> list[str]:
+        """Checks that failed in the newest verdict of the rollout."""
+        return [check.name for check in self.verdict.checks if check.state == "failed"] if self.verdict else []
 
     @property
     def problems(self) -> list[str]:
