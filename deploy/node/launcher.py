@@ -24,7 +24,7 @@ from deploy.node.feedback_store import PostgreSQL, SQLite, Store
 from deploy.node.labels import Label, Result
 from deploy.node.layout import Layout, make_layout
 from deploy.node.places import Places
-from deploy.node.reconcile import Loaded, Reconciler
+from deploy.node.reconcile import Loaded, Overtaken, Reconciler
 from deploy.node.routes import routes
 from deploy.node.security import security
 from deploy.node.user_files import identity
@@ -32,7 +32,7 @@ from deploy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS = 0.2
+WATCH_SECONDS = 0.1
 RETRY_SECONDS = 5.0
 CHECK_WORKERS_SECONDS = 2.0
 ACCESS_LOG_BYTES = 64 * 2**20
@@ -213,28 +213,45 @@ class Node:
             await asyncio.sleep(0.05)
 
     async def _watch_desired(self) -> None:
-        """Reconcile at start and whenever the file is replaced."""
+        """Reconcile at start and whenever the file is replaced, also while an earlier state is being reached."""
         seen: tuple[int, int] | None = None
         first = True
         while True:
             now = identity(self._settings.desired_file)
             if first or now != seen:
                 seen, first = now, False
+                self._reconciler.overtaken.clear()
+                reaching = asyncio.create_task(self._reach_desired())
                 try:
-                    self._desired = read_desired(self._settings.desired_file)
-                    await self._reconciler.reconcile(self._desired)
-                    self._not_now = ""
-                except ShipwayError as error:
-                    # The last good state stays in force; the next change of the file is tried again.
-                    logger.error("the desired state was not reached: %s", error)
-                    if self._not_now:  # there is no good state yet, and this is why
-                        self._not_now = str(error)
-                except OSError as error:  # a full disk, say: tried again until it works
-                    logger.error("the desired state was not reached, and is tried again: %s", error)
+                    while not (await asyncio.wait([reaching], timeout=WATCH_SECONDS))[0]:
+                        if identity(self._settings.desired_file) != seen:
+                            self._reconciler.overtaken.set()
+                finally:
+                    reaching.cancel()
+                if not reaching.result():
                     seen = None
                     await asyncio.sleep(RETRY_SECONDS)
                 self._publish()
-            await asyncio.sleep(WATCH_SECONDS)
+            else:
+                await asyncio.sleep(WATCH_SECONDS)
+
+    async def _reach_desired(self) -> bool:
+        """One pass of the reconciler; false if the same state is to be tried again."""
+        try:
+            self._desired = read_desired(self._settings.desired_file)
+            await self._reconciler.reconcile(self._desired)
+            self._not_now = ""
+        except Overtaken:
+            pass
+        except ShipwayError as error:
+            # The last good state stays in force; the next change of the file is tried again.
+            logger.error("the desired state was not reached: %s", error)
+            if self._not_now:  # there is no good state yet, and this is why
+                self._not_now = str(error)
+        except OSError as error:  # a full disk, say: tried again until it works
+            logger.error("the desired state was not reached, and is tried again: %s", error)
+            return False
+        return True
 
     async def _watch_running(self) -> None:
         """What can change without anyone asking for it."""

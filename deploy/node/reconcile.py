@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +77,10 @@ class Loaded:
         return self.registered and self.profile is not None
 
 
+class Overtaken(Exception):
+    """There is a newer desired state."""
+
+
 @dataclass
 class Reconciler:
     """Holds TorchServe and Envoy to a Desired. `publish` is called whenever the actual state has changed."""
@@ -92,16 +96,23 @@ class Reconciler:
     publish: Callable[[], None]
     loaded: dict[Key, Loaded] = field(default_factory=dict)
     routed: tuple[DesiredEndpoint, ...] = ()
+    overtaken: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there is a newer desired state, so that nobody waits for a version that is being loaded."""
 
     async def reconcile(self, desired: Desired) -> None:
-        """One pass. A version that cannot be loaded is FAILED, with its reason, and the rest goes on."""
+        """One pass. A version that cannot be loaded is FAILED, with its reason, and the rest goes on.
+
+        Raises Overtaken while a version is being loaded; the next pass goes on with that, or lets go of it.
+        """
         versions = {(endpoint.model, v.version): v.digest for endpoint in desired.endpoints for v in endpoint.versions}
         explainers = {key: versions[e.model, key[1]] for e in desired.endpoints if (key := _explainer(e))}
+        # What needs no loading is done first: a rollback must not wait until another version is loaded.
+        await self._route_ready(desired)
         # Explainers come last, because predictions must not wait for them.
         for some in (versions, explainers):
             for (model, version), digest in some.items():
                 await self._ensure(model, version, digest)
-            await self._route(tuple(found for e in desired.endpoints if (found := self._routable(e))))
+            await self._route_ready(desired)
         wanted = versions | explainers
         for key in [key for key in self.loaded if key not in wanted and key not in _named(self.routed)]:
             await self._unload(self.loaded[key])
@@ -171,9 +182,13 @@ class Reconciler:
 
     async def _ensure(self, model: str, version: int, digest: str) -> None:
         current = self.loaded.get((model, version))
-        if current is not None and current.registered:
+        if current is not None and current.digest != digest and current.key not in _named(self.routed):
+            await self._unload(current)
+            current = None
+        if current is not None and current.proven:
             return  # also with another digest: TorchServe holds one archive of a version, and this one answers clients
-        loaded = Loaded(model, version, digest)
+        loading = current is not None and current.registered  # an earlier pass was overtaken
+        loaded = current if current is not None and loading else Loaded(model, version, digest)
         self.loaded[loaded.key] = loaded
         self.publish()
         started = time.monotonic()
@@ -189,19 +204,29 @@ class Reconciler:
         self.publish()
 
     async def _load(self, loaded: Loaded) -> None:
-        directory = await asyncio.to_thread(self._unpacked, loaded)
+        if not loaded.registered:
+            directory = await asyncio.to_thread(self._unpacked, loaded)
+            plan = yaml.safe_load((directory / "model-config.yaml").read_text())
+            loaded.queue_size = int(plan["jobQueueSize"])
+            loaded.workers = self.places.open(*loaded.key, int(plan["minWorkers"]))
+            await self.management.register(directory.name)
+            loaded.registered = True
+        await _unless(self.overtaken, self._prove(loaded))
+
+    async def _prove(self, loaded: Loaded) -> None:
+        """Return once this hardware reproduces the version's golden set, or explains it."""
+        directory = self._directory(loaded)
         loaded.metadata = (directory / "metadata.json").read_bytes()
         loaded.profile_json = (directory / "profile.json").read_bytes()
         profile = Profile.from_json(loaded.profile_json)
         golden_set = golden.GoldenSet.from_json((directory / "golden.json").read_bytes())
-        plan = yaml.safe_load((directory / "model-config.yaml").read_text())
-        loaded.queue_size = int(plan["jobQueueSize"])
-        loaded.workers = self.places.open(*loaded.key, int(plan["minWorkers"]))
-        await self.management.register(directory.name)
-        loaded.registered = True
         await self._wait_for_workers(loaded)
         await (explainer.check if loaded.explains else golden.replay)(loaded.workers, golden_set)
         loaded.profile = profile
+
+    def _directory(self, loaded: Loaded) -> Path:
+        """Where its archive is unpacked."""
+        return self.layout.store / Path(archive_name(*loaded.key, loaded.digest)).stem
 
     def _unpacked(self, loaded: Loaded) -> Path:
         """The archive's directory: of a copy that was verified, so that the original may change meanwhile.
@@ -245,8 +270,7 @@ class Reconciler:
             await self.management.unregister(*loaded.key)
             loaded.registered = False
         self.places.close(*loaded.key)
-        directory = self.layout.store / Path(archive_name(*loaded.key, loaded.digest)).stem
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._directory(loaded), ignore_errors=True)
 
     def _routable(self, endpoint: DesiredEndpoint) -> DesiredEndpoint | None:
         """The endpoint with its ready versions; as it was, while one that should get traffic is not ready."""
@@ -276,8 +300,12 @@ class Reconciler:
         before = {routed.model: routed.explainer for routed in self.routed}.get(endpoint.model)
         return before if before in ready else None
 
+    async def _route_ready(self, desired: Desired) -> None:
+        await self._route(tuple(found for endpoint in desired.endpoints if (found := self._routable(endpoint))))
+
     async def _route(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         if endpoints == self.routed:
+            self.publish()
             return
         old, new = _named(self.routed), _named(endpoints)
         copied, copying = _mirrored(self.routed), _mirrored(endpoints)
@@ -324,6 +352,20 @@ class Reconciler:
         await self._forget(loaded)
         del self.loaded[loaded.key]
         logger.info("%s version %s is out of service", loaded.model, loaded.version)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Do the work; Overtaken if the event comes first."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when="FIRST_COMPLETED")
+        if not working.done():
+            raise Overtaken
+        working.result()
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.wait((working, waiting))
 
 
 def describe(loaded: Loaded) -> dict[str, object]:

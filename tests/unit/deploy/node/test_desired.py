@@ -155,7 +155,23 @@ def test_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     stop.set()
     reader.join()
     assert failures == []
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, path.with_suffix(".lock")]  # nothing that was half written
+
+
+def test_endpoints_that_change_at_once_lose_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "desired.json"
+
+    def moves(model: str) -> None:
+        for version in (1, 2, 3) * 10:
+            serve(path, model, version, DIGESTS[version])
+
+    threads = [threading.Thread(target=moves, args=(model,)) for model in ("flights", "digits", "reviews")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = {endpoint.model: endpoint.versions[0].version for endpoint in read_desired(path).endpoints}
+    assert found == {"flights": 3, "digits": 3, "reviews": 3}
 
 
 def test_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
