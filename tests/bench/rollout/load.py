@@ -1,5 +1,6 @@
 """locust in a process of its own, for as long as something is done to the node that it asks."""
 
+import csv
 import json
 import os
 import signal
@@ -81,3 +82,13 @@ def _wait_until_it_asks(process: "subprocess.Popen[bytes]", history: Path, log: 
             return
         time.sleep(POLL_SECONDS)
     raise RuntimeError(f"locust did not begin: {log.read_text()[-2000:]}")
+
+
+def _read(found: Load, report: Path, failures: Path) -> None:
+    entries: list[dict[str, Any]] = json.loads(report.read_text())
+    found.requests = {one["method"]: one["num_requests"] for one in entries}
+    found.failed = sum(one["num_failures"] for one in entries)
+    with failures.open(newline="") as file:
+        found.failures = [f"{one['Occurrences']} x {one['Error']}" for one in csv.DictReader(file)]
+    if found.requests.keys() != {"POST", "GRPC"} or not all(found.requests.values()):
+        raise RuntimeError(f"locust should have asked over both protocols; it sent {found.requests}")
