@@ -92,7 +92,8 @@ class Outcome:
         if self.entry.state != self.expected:
             found.append(f"it is {self.entry.state} and should be {self.expected}: {self.entry.words}")
         if harm.candidate > harm.allowed:
-            found.append(f"it answered {harm.candidate} of {harm.requests} requests; {harm.allowed} were its share")
+            share = f"at most {harm.allowed} were its share"
+            found.append(f"it answered {harm.candidate} of {harm.requests} requests; {share}")
         if harm.failed_elsewhere:
             found.append(f"{harm.failed_elsewhere} requests failed that were not the candidate's")
         if not harm.requests:
