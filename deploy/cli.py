@@ -335,7 +335,7 @@ def rules(settings: Settings, *, alertmanager: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Every kind of model instead: table, image, text and sequence.")
 @pass_settings
 def demo(settings: Settings, *, every: bool) -> None:
-    """Train, register, package and serve the flights model, then ask it about three real flights."""
+    """Train, register, package and serve the flights model, ask it about real flights, take a bad version back."""
     from deploy import demo as one
     from deploy import gallery
 
