@@ -19,6 +19,7 @@ from deploy.node.desired import read_actual, read_desired
 from deploy.processes import marked
 from deploy.programs import environment
 from deploy.rollout import here
+from deploy.rollout.ledger import unfinished
 from deploy.rollout.machine import serves
 from deploy.rollout.record import ENDED, Entry, State
 from tests.bench.findings import Finding
@@ -125,10 +126,9 @@ def killed(ground: Ground, load: Load, case: Case) -> Found:
     before = len(ledger.entries())
     with _rollout(ground) as command:
         _reach(ground, command, before, case.state)
-        weights = _desired(ground)
         at = time.time()
         _kill(ground, command, case.victim)
-        back = _back(ground, load, at, weights if case.state != "ROLLING_BACK" else None)
+        back = _back(ground, load, at)
         orphans = _orphans(settings.state_dir)
         end = _ended(ground, command, case)
     problems = list(_wrong(ground, case, end))
@@ -208,15 +208,18 @@ def _actual(ground: Ground) -> dict[int, int]:
     return {one.version: one.weight for one in versions if one.state == "READY"}
 
 
-def _back(ground: Ground, load: Load, killed_at: float, weights: dict[int, int] | None) -> float:
-    """How long after the death the node served again, seconds; with these weights, unless they were changing."""
+def _back(ground: Ground, load: Load, killed_at: float) -> float:
+    """How long after the death the node served again with the weights that are asked for, seconds.
+
+    Those are the weights as they were, unless the rollout has taken the candidate back meanwhile.
+    """
     deadline = time.monotonic() + _GIVE_UP_SECONDS
     right_since = 0.0
     while time.monotonic() < deadline:
         now = time.time()
         seen = load.seen(killed_at)
         last_failed = max((one.at + one.seconds for one in seen if one.status != 200), default=killed_at)
-        right = weights is None or _served(weights, _actual(ground))
+        right = _sharing(_desired(ground)) == _sharing(_actual(ground))
         right_since = (right_since or now) if right else 0.0
         back = max(last_failed, right_since)
         if right_since and now - back > _QUIET_SECONDS and any(one.at > back for one in seen):
@@ -225,10 +228,9 @@ def _back(ground: Ground, load: Load, killed_at: float, weights: dict[int, int] 
     return _GIVE_UP_SECONDS
 
 
-def _served(weights: dict[int, int], actual: dict[int, int]) -> bool:
-    """Whether those who had traffic have it; a version that is being loaded has none."""
-    had = {version: weight for version, weight in weights.items() if weight}
-    return had == {version: weight for version, weight in actual.items() if weight}
+def _sharing(weights: dict[int, int]) -> dict[int, int]:
+    """Who has traffic; a version that is being loaded has none."""
+    return {version: weight for version, weight in weights.items() if weight}
 
 
 def _orphans(state_dir: Path) -> tuple[str, ...]:
@@ -244,14 +246,15 @@ def _orphans(state_dir: Path) -> tuple[str, ...]:
 
 
 def _ended(ground: Ground, command: "subprocess.Popen[bytes]", case: Case) -> Entry:
-    """Where the rollout stands after one command: going on where its own was killed, else taking it back."""
+    """Where one command led: going on where the rollout's own was killed, else taking it back where that was not."""
     ledger = ground.endpoint.ledger
     if case.victim == "command":
         _run("rollout", ground, "--resume", "--yes")
-    elif case.state == "ROLLING_BACK":
-        command.wait(_GIVE_UP_SECONDS)
     else:
-        _run("rollback", ground)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(_GIVE_UP_SECONDS if case.state == "ROLLING_BACK" else _QUIET_SECONDS)
+        if unfinished(ledger.entries()):
+            _run("rollback", ground)
         command.wait(_GIVE_UP_SECONDS)
     newest = ledger.newest()
     assert newest is not None, "a rollout has written at least one entry"
@@ -269,8 +272,9 @@ def _wrong(ground: Ground, case: Case, end: Entry) -> Iterator[str]:
     if end.state != wanted:
         yield f"it is {end.state} and should be {wanted}: {end.words}"
     if end.state in ENDED and (release := serves(end)):
-        weights = {version: weight for version, weight in _actual(ground).items() if weight}
-        if weights != {release.version: 100}:
+        with contextlib.suppress(TimeoutError):
+            _wait("all traffic", lambda: _sharing(_actual(ground)) == {release.version: 100})
+        if (weights := _sharing(_actual(ground))) != {release.version: 100}:
             yield f"version {release.version} should have all traffic; found {weights}"
 
 
