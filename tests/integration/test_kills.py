@@ -9,12 +9,13 @@ from rich.console import Console
 
 from deploy import stack
 from deploy.drill.load import Load
+from deploy.node.desired import write_state
 from deploy.rollout import here
 from deploy.rollout.record import Release
 from model_store.archive import read_member
 from tests.bench.rollout.ground import FAST, Ground, golden_rows
 from tests.bench.rollout.kills import VICTIMS, Case, killed, users
-from tests.integration.conftest import Lab, wait_for
+from tests.integration.conftest import Lab, wait_until_ready
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,9 @@ def ground(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Groun
     first, second = (Release(version=one.version, digest=one.digest) for one in (lab.first, lab.second))
     here.serve(settings, "flights", first)
     yield Ground(settings, first, second, golden_rows(read_member(lab.first.archive, "golden.json")))
-    stack.up(settings, Console(file=StringIO()))  # MLflow takes a while to be back
-    wait_for(lambda: all(one.state == "RUNNING" for one in stack.status(settings).processes), 60)
+    write_state(settings.desired_file, lab.desired(100, 0))
+    wait_until_ready(settings, 2)
+    stack.up(lab.settings, Console(file=StringIO()))  # returns when MLflow too is back
 
 
 @pytest.fixture(scope="module")

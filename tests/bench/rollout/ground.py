@@ -30,7 +30,7 @@ from model_store.signing import create_key
 from model_store.training import train
 
 MODEL = "flights"
-FAST = {
+FAST: Mapping[str, Any] = {
     "steps": [{"weight": weight, "seconds": 5, "requests": 50, "give_up_seconds": 120} for weight in (20, 50, 100)],
     # As long as a rollout of these steps takes.
     "memory": {"seconds": 10},
