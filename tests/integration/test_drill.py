@@ -20,6 +20,8 @@ from tests.bench.rollout.ground import FAST
 from tests.integration.clients import post
 from tests.integration.conftest import Lab
 
+pytestmark = pytest.mark.timeout(600)  # whole rollouts
+
 RATE = 80.0
 # By kind: any of these checks must be among those that failed.
 BECAUSE = {

@@ -18,6 +18,9 @@ from tests.bench.rollout.kills import VICTIMS, Case, killed, users
 from tests.integration.conftest import Lab, wait_until_ready
 
 
+pytestmark = pytest.mark.timeout(600)  # whole rollouts, and a node that starts anew
+
+
 @pytest.fixture(scope="module")
 def ground(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     policy = tmp_path_factory.mktemp("kills") / "rollouts.yaml"
