@@ -17,7 +17,6 @@ from tests.bench.rollout.ground import FAST, Ground, golden_rows
 from tests.bench.rollout.kills import VICTIMS, Case, killed, users
 from tests.integration.conftest import Lab, wait_until_ready
 
-
 pytestmark = pytest.mark.timeout(600)  # whole rollouts, and a node that starts anew
 
 
