@@ -41,7 +41,7 @@ bench: $(INSTALLED) ## Compare the node with its peers, interleaved; the first r
 drift-bench: $(INSTALLED) programs ## False alarms, delays and costs of drift monitoring against their bars (DRIFT_BENCH=--help)
 	$(BIN)/python -m tests.bench.drift $(DRIFT_BENCH)
 
-rollout-bench: $(INSTALLED) ## What the gate does with good and bad canaries, against its bars (ROLLOUT_BENCH=--help)
+rollout-bench: $(INSTALLED) ## What the gate does with good and bad canaries, and what users see of rollouts, against bars (ROLLOUT_BENCH=--help)
 	$(BIN)/python -m tests.bench.rollout $(ROLLOUT_BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
