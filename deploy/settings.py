@@ -309,6 +309,11 @@ class Settings(BaseSettings):
     def actual_file(self) -> Path:
         return self.node_dir / "actual.json"
 
+    @property
+    def disagreements_file(self) -> Path:
+        """Where this node says which copied requests its two versions answered differently."""
+        return self.node_dir / "disagreements.json"
+
     def as_environment(self) -> dict[str, str]:
         """The variables that give a child process exactly these settings, whatever its own environment says."""
         values = {name: getattr(self, name) for name in sorted(type(self).model_fields)}

@@ -118,9 +118,9 @@ class Call:
             raise DeadlineExpired(now - self.arrived_at, self.seconds)
 
     @property
-    def replay(self) -> bool:
-        """Whether the node itself asks: answered as always, but not counted."""
-        return REPLAY_HEADER in self.headers
+    def replay(self) -> str:
+        """Why no client waits for the answer, which is then not counted; empty where one does."""
+        return self.headers.get(REPLAY_HEADER, "")
 
 
 def fail(call: Call, error: HandlerError) -> Answer:

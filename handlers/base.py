@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from handlers import server
-from handlers.answer import EXPLAINER, GRPC, HTTP, NO_ID, ROWS, Answer, Call, fail
+from handlers.answer import EXPLAINER, GRPC, HTTP, NO_ID, ROWS, SHADOW, Answer, Call, fail
 from handlers.bucketing import in_calls
 from handlers.errors import (
     DeadlineExpired,
@@ -31,7 +31,7 @@ from handlers.errors import (
 from handlers.hardware import worker_threads
 from handlers.measured import Features, Measured
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
-from handlers.predictions import Version, teller
+from handlers.predictions import Teller, Version, teller
 from handlers.program import Program
 from handlers.protocol import oip_grpc, oip_json
 from handlers.runtime import device_of, load_runtime
@@ -289,15 +289,27 @@ class BaseHandler(ABC):
         try:
             classes, rows = self.probabilities(outputs).argmax(axis=1), [item.rows for item in items]
             ids = [item.call.id for item in items]
-            if NO_ID in ids:  # the node's own, of the golden set
-                kept = [each != NO_ID for each in ids]
-                classes = classes[np.repeat(kept, rows)]
-                ids, rows = list(compress(ids, kept)), list(compress(rows, kept))
-            if ids:
+            replays = [item.call.replay for item in items]
+            if any(replays) or NO_ID in ids:
+                self._tell_apart(ids, replays, rows, classes)
+            else:
                 self._teller.tell(ids, rows, classes)
         except Exception:
             logger.exception("a batch was answered but not kept for labels")
             self._metrics.monitor_error(len(items))
+
+    def _tell_apart(self, ids: list[str], replays: list[str], rows: list[int], classes: Array) -> None:
+        """Of a batch that is not clients' alone: theirs, and copies for themselves; the golden set to nobody."""
+        for kind in {"", SHADOW}.intersection(replays):
+            kept = [replay == kind and each != NO_ID for replay, each in zip(replays, ids, strict=True)]
+            told = self._teller_of_copies if kind else self._teller
+            if told is not None and any(kept):
+                told.tell(list(compress(ids, kept)), list(compress(rows, kept)), classes[np.repeat(kept, rows)])
+
+    @cached_property
+    def _teller_of_copies(self) -> Teller | None:
+        """Made when there is something to tell, as few versions are ever sent copies."""
+        return teller(Version(self.model, self.version, self.classes), of_copies=True)
 
     def _answered(self, call: Call, outcome: Outcome) -> None:
         if not call.replay:

@@ -1,6 +1,7 @@
 """What a worker predicted, told to the launcher, which keeps it for the labels that may come.
 
 A worker connects once, says who predicts, and then sends one message a batch over a socket that keeps messages apart.
+For copies of requests, whose answers nobody sees, it connects once more.
 It never waits and never raises: what the launcher does not take now is lost, and the next message says how much.
 """
 
@@ -28,6 +29,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 """Asked for as the socket's buffer. The system may give less, and takes no longer message than it gives."""
 MAX_CLASSES = 1 << 16
 """As a class is told in two bytes."""
+OF_COPIES = b"of copies "
+"""What a worker says first where it then tells predictions for copies of requests."""
 _HEAD = struct.Struct("<IQ")
 """Predictions in the message, and rows that were lost since the last one that was taken."""
 
@@ -82,13 +85,13 @@ class Predictions:
 class Teller:
     """The worker's end."""
 
-    def __init__(self, launcher: str, version: Version) -> None:
+    def __init__(self, launcher: str, version: Version, *, of_copies: bool = False) -> None:
         """Raises OSError if nobody listens at the path `launcher`."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
         try:
             self._socket.connect(launcher)
-            self._socket.send(version.to_json())
+            self._socket.send((OF_COPIES if of_copies else b"") + version.to_json())
         except OSError:
             self._socket.close()
             raise
@@ -116,13 +119,13 @@ class Teller:
         self._socket.close()
 
 
-def teller(version: Version) -> Teller | None:
+def teller(version: Version, *, of_copies: bool = False) -> Teller | None:
     """The way to the launcher; None outside a node, and for a model that decides between no classes, or too many."""
     launcher = os.environ.get(PREDICTIONS)
     if launcher is None or not 0 < len(version.classes) <= MAX_CLASSES:
         return None
     try:
-        return Teller(launcher, version)
+        return Teller(launcher, version, of_copies=of_copies)
     except OSError:
         logger.exception("predictions of this worker are not kept for labels")
         return None

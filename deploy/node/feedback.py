@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from deploy.errors import StoreUnavailable
+from deploy.node.agreement import Agreement
 from deploy.node.blocks import Block, key, pack
 from deploy.node.feedback_store import Pair, Store
 from deploy.node.labels import OUTCOMES, UNKNOWN, Label, Result
@@ -56,11 +57,14 @@ class Limits:
 class Feedback(Collector):
     """All of it for one node. Also the collector of its metrics."""
 
-    def __init__(self, store: Store, socket: Path, limits: Limits, publish: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, socket: Path, limits: Limits, publish: Callable[[], None], agreement: Agreement
+    ) -> None:
         self._store = store
         self._limits = limits
         self._publish = publish
-        self._receiver = Receiver(socket, self._announced, self._predicted)
+        self._agreement = agreement
+        self._receiver = Receiver(socket, self._announced, self._predicted, agreement.copied)
         self._writer = ThreadPoolExecutor(1, "feedback")
         self._work = asyncio.Event()
         self._lock = threading.Lock()
@@ -138,6 +142,7 @@ class Feedback(Collector):
         self._work.set()
 
     def _predicted(self, version: Version, predictions: Predictions) -> None:
+        self._agreement.answered(version, predictions)
         rows, name = predictions.size, (version.model, version.version)
         with self._lock:
             self._predicting.add(version)

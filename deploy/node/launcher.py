@@ -18,6 +18,7 @@ from aiohttp import web
 from deploy.errors import NodeError, ShipwayError
 from deploy.node import children, control, envoy, exporter, torchserve
 from deploy.node.admin import Admin
+from deploy.node.agreement import Agreement
 from deploy.node.desired import Actual, Desired, read_desired, write_state
 from deploy.node.feedback import Feedback, Limits
 from deploy.node.feedback_store import PostgreSQL, SQLite, Store
@@ -81,7 +82,10 @@ class Node:
         self._management = torchserve.Management(self._layout)
         self._places = Places(self._layout)
         limits = Limits(settings.feedback_keep_hours, settings.feedback_keep_rows)
-        self._feedback = Feedback(_store(settings), self._layout.predictions_socket, limits, self._publish)
+        self._agreement = Agreement()
+        self._feedback = Feedback(
+            _store(settings), self._layout.predictions_socket, limits, self._publish, self._agreement
+        )
         self._reconciler = Reconciler(
             layout=self._layout,
             edge=self._edge,
@@ -92,6 +96,7 @@ class Node:
             trust_dir=settings.trust_dir,
             drain_seconds=settings.drain_seconds,
             publish=self._publish,
+            agreement=self._agreement,
         )
 
     # What `control` answers from.
@@ -259,6 +264,13 @@ class Node:
             await asyncio.sleep(CHECK_WORKERS_SECONDS)
             await self._reconciler.check_workers()
             await self._rotate_access_log()
+            self._write_disagreements()
+
+    def _write_disagreements(self) -> None:
+        try:
+            self._agreement.write(self._settings.disagreements_file)
+        except OSError as error:  # tried again in the next round
+            logger.error("%s could not be written: %s", self._settings.disagreements_file, error)
 
     async def _rotate_access_log(self) -> None:
         log = self._edge.access_log
@@ -295,7 +307,9 @@ class Node:
 
     async def _metrics(self) -> bytes:
         versions = list(self._reconciler.loaded.values())
-        return await exporter.metrics(self._layout, self._admin, self._places, versions, self._feedback)
+        return await exporter.metrics(
+            self._layout, self._admin, self._places, versions, self._feedback, self._agreement
+        )
 
     def _publish(self) -> None:
         try:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from handlers.predictions import MAX_MESSAGE_BYTES, Predictions, Version
+from handlers.predictions import MAX_MESSAGE_BYTES, OF_COPIES, Predictions, Version
 
 logger = logging.getLogger(__name__)
 
@@ -15,16 +15,21 @@ GATHER_SECONDS = 0.05
 _BACKLOG = 1024
 
 
-class Receiver:
-    """All workers' connections. What they say goes to `announce` and `keep`, on the loop's thread."""
+Keep = Callable[[Version, Predictions], None]
 
-    def __init__(
-        self, path: Path, announce: Callable[[Version], None], keep: Callable[[Version, Predictions], None]
-    ) -> None:
+
+class Receiver:
+    """All workers' connections. What they say goes to `announce` and `keep`, on the loop's thread.
+
+    What they say of copies of requests goes to `compare` alone.
+    """
+
+    def __init__(self, path: Path, announce: Callable[[Version], None], keep: Keep, compare: Keep) -> None:
         self._path = path
         self._announce = announce
         self._keep = keep
-        self._workers: dict[socket.socket, Version | None] = {}
+        self._compare = compare
+        self._workers: dict[socket.socket, tuple[Version, Keep] | None] = {}
         self._watching = False
         # The system doubles what a worker asks for.
         self._buffer = memoryview(bytearray(2 * MAX_MESSAGE_BYTES))
@@ -94,9 +99,12 @@ class Receiver:
         return False
 
     def _heard(self, worker: socket.socket, message: bytes) -> None:
-        version = self._workers[worker]
-        if version is None:
-            version = self._workers[worker] = Version.from_json(message)
-            self._announce(version)
+        if said := self._workers[worker]:
+            version, keep = said
+            keep(version, Predictions.from_bytes(message))
+        elif message.startswith(OF_COPIES):
+            self._workers[worker] = Version.from_json(message.removeprefix(OF_COPIES)), self._compare
         else:
-            self._keep(version, Predictions.from_bytes(message))
+            version = Version.from_json(message)
+            self._workers[worker] = version, self._keep
+            self._announce(version)

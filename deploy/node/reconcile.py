@@ -14,6 +14,7 @@ import yaml
 from deploy.errors import LoadFailed, NodeError
 from deploy.node import envoy, explainer, golden
 from deploy.node.admin import Admin
+from deploy.node.agreement import Agreement
 from deploy.node.desired import (
     Actual,
     ActualEndpoint,
@@ -94,6 +95,7 @@ class Reconciler:
     trust_dir: Path
     drain_seconds: float
     publish: Callable[[], None]
+    agreement: Agreement = field(default_factory=Agreement)
     loaded: dict[Key, Loaded] = field(default_factory=dict)
     routed: tuple[DesiredEndpoint, ...] = ()
     overtaken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -312,6 +314,7 @@ class Reconciler:
         await self._set_clusters(old | new, copied | copying)
         await self._set_routes(endpoints)
         self.places.turn_away(_replaceable(endpoints))
+        self.agreement.watch({key for key in copying if self._decides(key)})
         for model, version in old - new:
             await self._drain(model, version)
         await self._set_clusters(new, copying)
@@ -325,6 +328,11 @@ class Reconciler:
             if time.monotonic() > deadline:
                 raise LoadFailed(f"Envoy did not take the clusters {sorted(names)}; logs/envoy.log says why")
             await asyncio.sleep(POLL_SECONDS)
+
+    def _decides(self, key: Key) -> bool:
+        """Whether a version predicts classes, which can agree with another's."""
+        profile = self.loaded[key].profile
+        return profile is not None and bool(profile.classes)
 
     @staticmethod
     def _upstream(loaded: Loaded, *, mirrored: bool) -> envoy.Upstream:

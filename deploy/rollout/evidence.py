@@ -6,23 +6,21 @@ matter: for them increase() does.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from deploy.drift import Edges
 from deploy.errors import NoData
-from deploy.prometheus import Array, Prometheus, Scraped, selector
+from deploy.prometheus import Prometheus, Scraped, selector
+from deploy.rollout.samples import after, bursts, increase
 from deploy.traffic import Counts, read_features
-from monitoring import drift, names
+from monitoring import names
+from monitoring.drift import Array
 
 LOOKBACK_SECONDS = 300
 """A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
 GRPC = "oip_grpc"
-_WINDOWS, _FEWEST_WINDOWS, _WINDOW_SECONDS = 8, 3, 60
-"""Of the time since the canary began, between which dispersion is estimated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +127,16 @@ def read_evidence(
     scraped = _Scraped(prometheus, model, (champion, candidate), canary_since, at)
     features = {version: _features(prometheus, model, version, canary_since, at) for version in (champion, candidate)}
 
+    def inbursts(one: Counts, number: int) -> Counts:
+        # The recorded dispersion looks back a week, which a new endpoint has not.
+        key = (one.feature, one.kind)
+        series = [
+            each
+            for each in scraped.of(names.FEATURE_ROWS, number)
+            if (each.labels["feature"], each.labels["kind"]) == key
+        ]
+        return replace(one, dispersion=max(one.dispersion, bursts(series, "bin", canary_since)))
+
     def version(number: int) -> Version:
         return Version(
             version=number,
@@ -137,19 +145,17 @@ def read_evidence(
             shadow=scraped.copied(number, step_since),
             seen=max((one.times[-1] for one in scraped.of(names.VERSION_READY, number)), default=-math.inf),
             restarts=scraped.total(names.WORKER_RESTARTS, number, canary_since),
-            memory=tuple(_since(one, canary_since) for one in scraped.of(names.WORKER_MEMORY, number)),
+            memory=tuple(after(one, canary_since) for one in scraped.of(names.WORKER_MEMORY, number)),
             agreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="agree"),
             disagreed=scraped.total(names.SHADOW_ROWS, number, canary_since, outcome="disagree"),
             confusion=scraped.confusion(number, canary_since),
-            features=features[number][0],
+            features=tuple(inbursts(one, number) for one in features[number][0]),
             edges=(edges or {}).get(number, {}),
         )
 
     queries = {**scraped.queries, **features[champion][1], **features[candidate][1]}
-    dispersion = _latency_dispersion(scraped.of(names.EDGE_SECONDS, champion), canary_since)
-    return Evidence(
-        version(champion), version(candidate), canary_since, step_since, at, dispersion, queries,
-    )  # fmt: skip
+    waits = bursts(scraped.of(names.EDGE_SECONDS, champion), "le", canary_since, cumulated=True)
+    return Evidence(version(champion), version(candidate), canary_since, step_since, at, waits, queries)
 
 
 class _Scraped:
@@ -157,9 +163,14 @@ class _Scraped:
 
     _COUNTERS_AND_GAUGES = (
         names.EDGE_REQUESTS, names.EDGE_LOST, names.REQUESTS, names.VERSION_READY, names.WORKER_RESTARTS,
-        names.WORKER_MEMORY, names.SHADOW_REQUESTS, names.SHADOW_ROWS, names.FEEDBACK,
+        names.WORKER_MEMORY, names.SHADOW_REQUESTS, names.SHADOW_ROWS, names.FEEDBACK, names.FEATURE_ROWS,
     )  # fmt: skip
     _HISTOGRAMS = (names.EDGE_SECONDS, names.SHADOW_SECONDS)
+    _ALONE: Mapping[names.Metric, tuple[str, ...]] = {
+        names.REQUESTS: (f'protocol="{GRPC}"',),
+        names.FEATURE_ROWS: ('kind=~"output|prediction"',),
+    }
+    """Which series of a metric are wanted alone."""
 
     def __init__(self, prometheus: Prometheus, model: str, versions: Iterable[int], since: float, at: float) -> None:
         self._found: dict[str, tuple[Scraped, ...]] = {}
@@ -167,8 +178,8 @@ class _Scraped:
         of = f'version=~"{"|".join(map(str, versions))}"'
         for metric in (*self._COUNTERS_AND_GAUGES, *self._HISTOGRAMS):
             series = f"{metric.name}_bucket" if metric in self._HISTOGRAMS else metric.name
-            grpc = (f'protocol="{GRPC}"',) if metric is names.REQUESTS else ()
-            query = f"{selector(series, of, *grpc, model=model)}[{math.ceil(at - since) + LOOKBACK_SECONDS}s]"
+            wanted = selector(series, of, *self._ALONE.get(metric, ()), model=model)
+            query = f"{wanted}[{math.ceil(at - since) + LOOKBACK_SECONDS}s]"
             self.queries[metric.name] = query
             self._found[metric.name] = prometheus.scraped(query, at)
 
@@ -183,12 +194,16 @@ class _Scraped:
         def grpc(outcome: str) -> int:
             return self.total(names.REQUESTS, version, since, outcome=outcome)
 
+        answered = self._codes(names.EDGE_REQUESTS, version, since, "")
+        # gRPC carries its errors in an HTTP answer of 200: the workers know better than the edge, and may be asked a
+        # moment later.
+        failed = self._codes(names.EDGE_REQUESTS, version, since, "5") + grpc("failed") + grpc("expired")
+        refused = self._codes(names.EDGE_REQUESTS, version, since, "4") + grpc("refused")
         return Counted(
-            answered=self._codes(names.EDGE_REQUESTS, version, since, ""),
-            # gRPC carries its errors in an HTTP answer of 200: the workers know better than the edge.
-            failed=self._codes(names.EDGE_REQUESTS, version, since, "5") + grpc("failed") + grpc("expired"),
+            answered=answered,
+            failed=min(failed, answered),
             lost=self.total(names.EDGE_LOST, version, since),
-            refused=self._codes(names.EDGE_REQUESTS, version, since, "4") + grpc("refused"),
+            refused=min(refused, answered),
             seconds=self._seconds(names.EDGE_SECONDS, version, since),
         )
 
@@ -223,64 +238,12 @@ class _Scraped:
         return sum(increase(one, since) for one in self.of(metric, version) if wanted(one.labels))
 
 
-def increase(series: Scraped, since: float) -> int:
-    """What a counter grew by after its last sample up to `since`, exactly; all of it where it was born later.
-
-    A value below the one before is a restart from 0.
-    """
-    before = series.times <= since
-    start = series.values[before][-1] if before.any() else 0.0
-    after = series.values[~before]
-    grown = np.diff(after, prepend=start)
-    return round(float(np.where(grown < 0, after, grown).sum()))
-
-
-def _since(series: Scraped, since: float) -> tuple[Array, Array]:
-    after = series.times > since
-    return series.times[after], series.values[after]
-
-
-def _latency_dispersion(series: list[Scraped], since: float) -> float:
-    """How much more than chance the champion's latencies differ between successive scrapes; at least 1.
-
-    The requests of a batch wait together, and a pause hits whoever is there: latencies come in bursts. The largest
-    among the nodes.
-    """
-    nodes: dict[str, dict[float, Array]] = defaultdict(dict)
-    for one in series:
-        nodes[one.labels.get("instance", "")][float(one.labels["le"])] = _since(one, since)[1]
-    found = [1.0]
-    for buckets in nodes.values():
-        scrapes = min(map(len, buckets.values()))
-        cumulated = np.array([buckets[bound][-scrapes:] for bound in sorted(buckets)] if scrapes > 2 else [])
-        grown = np.diff(np.diff(cumulated, axis=0, prepend=0.0), axis=1).T if len(cumulated) else np.empty((0, 1))
-        # A restart gives negative ones, and what is compared with it says nothing.
-        grown = grown[(grown >= 0).all(axis=1)]
-        if len(grown) > 1:
-            found.append(float(drift.dispersion(grown)))
-    return max(found)
-
-
 def _features(
     prometheus: Prometheus, model: str, version: int, since: float, at: float
 ) -> tuple[tuple[Counts, ...], dict[str, str]]:
-    """Every feature's rows since the canary began, with the larger of the recorded dispersion and that within it."""
-    span = max(1, round(at - since))
+    """Every feature's rows since the canary began, and the queries that gave them."""
     try:
-        found = read_features(prometheus, model, version, span, 1, at)
-        windows = min(_WINDOWS, span // _WINDOW_SECONDS)
-        within = (
-            read_features(prometheus, model, version, span // windows, windows, at)
-            if windows >= _FEWEST_WINDOWS
-            else None
-        )
+        found = read_features(prometheus, model, version, max(1, round(at - since)), 1, at)
     except NoData:
         return (), {}
-    queries = {f"{name} of features, version {version}": query for name, query in found.queries.items()}
-    estimated = {} if within is None else {(one.feature, one.kind): one.live for one in within.counts}
-    counts = []
-    for one in found.counts:
-        live = estimated.get((one.feature, one.kind))
-        bursts = 1.0 if live is None else float(drift.dispersion(live))
-        counts.append(replace(one, dispersion=max(one.dispersion, bursts)))
-    return tuple(counts), queries
+    return found.counts, {f"{name} of features, version {version}": query for name, query in found.queries.items()}

@@ -6,6 +6,7 @@ from deploy.rollout.policy import Policy
 from deploy.rollout.prediction_checks import prediction_checks
 from deploy.rollout.record import Check, Outcome, Step, Verdict
 from deploy.rollout.service_checks import ERRORS, SLOW, service_checks
+from monitoring import names
 
 EVERY_STEP = (ERRORS, SLOW)
 """Must have passed before any next step; the rest, as far as it is asked, before the promotion."""
@@ -55,7 +56,7 @@ def requests(look: Look, at: float) -> Check:
         then="hold",
         words=f"the candidate had {found} {what} in this step; {wanted} are wanted",
         numbers={"requests": found, "wanted": wanted},
-        queries=dict(list(look.evidence.queries.items())[:1]),
+        queries=look.queries(names.SHADOW_REQUESTS if look.mirrors else names.EDGE_REQUESTS, names.EDGE_LOST),
     )
 
 
@@ -63,18 +64,14 @@ def _decide(policy: Policy, step: int, checks: list[Check], seconds: float) -> t
     for outcome in ("roll back", "hold"):
         if failed := [check for check in checks if check.state == "failed" and check.then == outcome]:
             return outcome, "; ".join(check.words for check in failed)
-    this, last = policy.steps[step], step == len(policy.steps) - 1
+    steps, this, last = len(policy.steps), policy.steps[step], step == len(policy.steps) - 1
     still = _open(this, checks, seconds, last=last)
     if not still:
-        reached = (
-            f"{len(policy.steps)} of {len(policy.steps)} steps" if last else f"step {step + 1} of {len(policy.steps)}"
-        )
+        reached = f"{steps} of {steps} steps" if last else f"step {step + 1} of {steps}"
         return "promote", f"{reached} passed: nothing speaks against the candidate"
     if seconds >= this.give_up_seconds:
-        return (
-            "hold",
-            f"undecided after {seconds:.0f} s, and {this.give_up_seconds:g} s are allowed: {'; '.join(still)}",
-        )
+        given = f"undecided after {seconds:.0f} s, and {this.give_up_seconds:g} s are allowed"
+        return "hold", f"{given}: {'; '.join(still)}"
     return "wait", "; ".join(still)
 
 

@@ -1,6 +1,6 @@
 """`make rollout-bench`: what the gate does with good and bad canaries, and what users see of rollouts, against bars.
 
-The gate is fed with simulated requests; verdicts, harmless and kills happen to real programs under load. Ends with 1
+The gate is fed with simulated requests (gate, verdicts); the rest happens to real programs under load. Ends with 1
 when a bar is missed. The same seed simulates the same rollouts. The findings are in rollout.json below
 bench/ of the state directory.
 """
@@ -19,7 +19,8 @@ from tests.bench.rollout.gate import ROLLOUTS, GateDiffers, gate
 from tests.bench.rollout.ground import Ground, open_ground
 from tests.bench.rollout.harmless import REQUESTS, harmless
 from tests.bench.rollout.kills import kills
-from tests.bench.rollout.verdicts import REPETITIONS, verdicts
+from tests.bench.rollout.live import REPETITIONS, live
+from tests.bench.rollout.verdicts import verdicts
 from tests.bench.rounds import use_two_cores
 
 SPREADS = "of shares: intervals of 95%; of requests: nine of ten"
@@ -53,16 +54,17 @@ def main() -> int:
     return 1 if any(one.held is False for one in findings) else 0
 
 
-def _live(part: Callable[[Ground, Console], list[Finding]]) -> list[Finding]:
+def _on_ground(part: Callable[[Ground, Console], list[Finding]]) -> list[Finding]:
     with open_ground() as ground:
         return part(ground, Console())
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], Iterable[Finding]]] = {
     "gate": lambda options: gate(options.seed, options.rollouts),
-    "verdicts": lambda options: _live(lambda ground, console: verdicts(ground, console, options.repetitions)),
-    "harmless": lambda options: _live(lambda ground, console: harmless(ground, console, options.requests)),
-    "kills": lambda _: _live(kills),
+    "verdicts": lambda options: verdicts(options.seed),
+    "live": lambda options: _on_ground(lambda ground, console: live(ground, console, options.repetitions)),
+    "harmless": lambda options: _on_ground(lambda ground, console: harmless(ground, console, options.requests)),
+    "kills": lambda _: _on_ground(kills),
 }
 
 

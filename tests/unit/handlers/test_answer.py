@@ -116,7 +116,7 @@ def test_fault_of_the_model_is_not_told_in_full() -> None:
 
 def test_call_without_headers_is_a_plain_one() -> None:
     plain = Call.read({}, b"")
-    assert (plain.protocol, bytes(plain.body), plain.replay) == (ROWS, b"", False)
+    assert (plain.protocol, bytes(plain.body), plain.replay) == (ROWS, b"", "")
     assert plain.arrived_at is None
 
 

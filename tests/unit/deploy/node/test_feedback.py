@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sklearn.metrics import confusion_matrix
 
 from deploy.errors import StoreUnavailable
+from deploy.node.agreement import Agreement
 from deploy.node.blocks import pack_id
 from deploy.node.feedback import Feedback, Limits
 from deploy.node.feedback_store import SQLite, Store
@@ -45,7 +46,7 @@ async def running(state_dir: Path, store: Store, limits: Limits = LIMITS) -> Asy
     """The launcher's part of it."""
     path = state_dir / "predictions.sock"
     path.unlink(missing_ok=True)
-    feedback = Feedback(store, path, limits, lambda: None)
+    feedback = Feedback(store, path, limits, lambda: None, Agreement())
     task = asyncio.create_task(feedback.run())
     try:
         await until(path.exists)

@@ -94,6 +94,51 @@ def test_request_that_comes_between_two_workers_is_the_next_ones(layout: Layout,
         serving(layout, places, take, ask, take, answer)
 
 
+def test_request_that_another_version_can_answer_does_not_wait(layout: Layout, places: Places) -> None:
+    """Neither one that came before the worker's death was seen, nor one that comes then; and not when it must wait."""
+    (path,) = places.open("flights", 1, 1)
+
+    def take() -> Place:
+        return take_place(str(layout.places_socket), "flights", "1")
+
+    def asked() -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        client.connect(str(path))
+        return client
+
+    async def main() -> None:
+        serving = asyncio.create_task(places.serve())
+        await asyncio.sleep(0)  # it listens
+        place = await asyncio.to_thread(take)
+        places.turn_away({("flights", 1)})
+        with asked() as early:
+            await asyncio.sleep(0.05)  # it is the living worker's, whatever it does with it
+            free(place)
+            assert await asyncio.to_thread(early.recv, 1) == b""
+        with asked() as late:
+            assert await asyncio.to_thread(late.recv, 1) == b""
+        place = await asyncio.to_thread(take)
+        with asked() as served:
+            await asyncio.to_thread(served.sendall, b"hello")
+            place.listener.settimeout(10)
+            connection, _ = await asyncio.to_thread(place.listener.accept)
+            assert await asyncio.to_thread(connection.recv, 5) == b"hello"
+            connection.close()
+        places.turn_away(set())
+        free(place)
+        with asked() as waiting:
+            place = await asyncio.to_thread(take)
+            place.listener.settimeout(10)
+            (await asyncio.to_thread(place.listener.accept))[0].close()
+            assert await asyncio.to_thread(waiting.recv, 1) == b""
+        free(place)
+        serving.cancel()
+
+    assert layout.root.is_dir()
+    asyncio.run(main())
+
+
 def test_worker_of_a_version_that_is_not_served_is_refused(layout: Layout, places: Places) -> None:
     places.open("flights", 1, 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.errors import LoadFailed
-from deploy.node.desired import Actual, Desired, DesiredEndpoint
+from deploy.node.desired import Actual, Desired, DesiredEndpoint, Mirror
 from deploy.node.envoy import Edge
 from deploy.node.layout import Layout
 from deploy.node.reconcile import Loaded, Reconciler
@@ -100,6 +100,26 @@ def test_weights_are_those_in_force(reconciler: Reconciler, endpoint: DesiredEnd
     assert found == {v.version: v.weight for v in endpoint.versions}
     reconciler.routed = ()
     assert {v.weight for v in actual(reconciler, wanted).endpoints[0].versions} == {0}
+
+
+def test_fall_back_and_mirror_are_those_in_force(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
+    rollout = endpoint.model_copy(update={"fallback": 1, "mirror": Mirror(version=3, percent=20)})
+    (told,) = actual(reconciler, rollout).endpoints
+    assert (told.fallback, told.mirror) == (None, None)
+    assert not actual(reconciler, rollout).ready
+    reconciler.routed = (rollout,)
+    (told,) = actual(reconciler, rollout).endpoints
+    assert (told.fallback, told.mirror) == (1, Mirror(version=3, percent=20))
+    assert actual(reconciler, rollout).ready
+
+
+def test_rollout_goes_on_without_those_who_are_not_ready(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
+    """Version 3 has no traffic, and so nothing waits for it."""
+    reconciler.loaded["flights", 3].registered = False
+    rollout = endpoint.model_copy(update={"fallback": 3, "mirror": Mirror(version=3, percent=20)})
+    routable = reconciler._routable(rollout)
+    assert routable is not None
+    assert ([v.version for v in routable.versions], routable.fallback, routable.mirror) == ([1, 2], None, None)
 
 
 def test_dead_workers_move_no_routes(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deploy.errors import PrometheusUnreachable
-from deploy.prometheus import Prometheus, Scraped
-from deploy.rollout.evidence import Evidence, increase, read_evidence
+from deploy.prometheus import Prometheus
+from deploy.rollout.evidence import Evidence, read_evidence
 from deploy.rollout.gate import judge
 from deploy.rollout.policy import Policy
 from tests.unit.deploy.history import STEP_SECONDS, Array, History, Traffic, real_prometheus
@@ -161,18 +161,3 @@ def test_a_version_that_nobody_scrapes_was_never_seen(watched: Watched) -> None:
 def test_no_prometheus_is_an_error_of_its_own(free_ports: Callable[[int], list[int]]) -> None:
     with pytest.raises(PrometheusUnreachable):
         read_evidence(Prometheus(f"http://127.0.0.1:{free_ports(1)[0]}"), MODEL, 1, 2, 0, 0, 60)
-
-
-@pytest.mark.parametrize(
-    ("values", "since", "expected"),
-    [
-        ([3, 5, 9], 10, 6),  # from the last sample up to then
-        ([3, 5, 9], 5, 9),  # born later
-        ([3, 5, 2, 4], 10, 6),  # 2, and 4 after a restart
-        ([3, 0, 0], 10, 0),
-        ([3, 5], 99, 0),
-    ],
-)
-def test_increase_is_exact(values: list[float], since: float, expected: int) -> None:
-    times = np.array([10, 15, 20, 25][: len(values)], dtype=np.float64)
-    assert increase(Scraped({}, times, np.array(values, dtype=np.float64)), since) == expected
