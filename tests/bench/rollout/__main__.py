@@ -54,9 +54,9 @@ def main() -> int:
     return 1 if any(one.held is False for one in findings) else 0
 
 
-def _on_ground(part: Callable[[Ground, Console], list[Finding]]) -> list[Finding]:
+def _on_ground(part: Callable[[Ground, Console], Iterable[Finding]]) -> list[Finding]:
     with open_ground() as ground:
-        return part(ground, Console())
+        return list(part(ground, Console()))
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], Iterable[Finding]]] = {
