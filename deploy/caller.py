@@ -8,10 +8,13 @@ import grpc
 
 from deploy.errors import NotAnswered
 from deploy.node import auth
+from deploy.scopes import Scope
 from deploy.settings import Settings
 from model_store.files import write_atomically
 
 CLIENT = "demo"
+SCOPES: tuple[Scope, ...] = ("infer", "feedback")
+"""A drill's users also say what really happened."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ def caller(settings: Settings) -> Caller:
 
 
 def _header_file(api_keys: Path, path: Path) -> Path:
-    known = api_keys.exists() and any(key.name == CLIENT for key in auth.read_api_keys(api_keys))
-    if not (known and path.exists()):
-        if known:  # and nobody has it any more
+    found = auth.read_api_keys(api_keys) if api_keys.exists() else ()
+    known = next((key for key in found if key.name == CLIENT), None)
+    if known is None or not path.exists() or not set(SCOPES).issubset(known.scopes):
+        if known:  # and nobody has it any more, or it opens too little
             auth.revoke_api_key(api_keys, CLIENT)
-        key = auth.add_api_key(api_keys, CLIENT, ["infer", "explain"])
+        key = auth.add_api_key(api_keys, CLIENT, SCOPES)
         write_atomically(path, f"x-api-key: {key}\n".encode(), mode=0o600)
     return path

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
 from deploy.rollout.commands import history, rollback, rollout
 from deploy.rollout.copies import PLACE_NAMES
@@ -268,6 +269,7 @@ def serve(settings: Settings, name: str, version: int, *, explain: bool | None) 
 cli.add_command(rollout)
 cli.add_command(rollback)
 cli.add_command(history)
+cli.add_command(drill)
 
 
 @cli.group()
@@ -360,7 +362,7 @@ def rules(settings: Settings, *, alertmanager: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Every kind of model instead: table, image, text and sequence.")
 @pass_settings
 def demo(settings: Settings, *, every: bool) -> None:
-    """Train, register, package and serve the flights model, then ask it about three real flights."""
+    """Train, register, package and serve the flights model, ask it about real flights, take a bad version back."""
     from deploy import demo as one
     from deploy import gallery
 

@@ -1,4 +1,4 @@
-"""`shipway demo`: the whole way on real data, from training to the answers to three real flights.
+"""`shipway demo`: the whole way on real data, from training to the answers to three real flights, and one way back.
 
 The stack keeps running afterwards. A second demo trains the next version and puts it in service; the version before it
 stays loaded, and answers whoever pins it.
@@ -21,8 +21,10 @@ from rich.table import Table
 
 from deploy import stack
 from deploy.caller import Caller, caller
+from deploy.drill.drill import prepared
 from deploy.errors import LoadFailed, NotAnswered
 from deploy.node.desired import ActualVersion, read_actual
+from deploy.rollout.display import display
 from deploy.rollout.here import serve
 from deploy.rollout.record import Release
 from deploy.settings import Settings
@@ -36,6 +38,9 @@ MODEL = "flights"
 READY_WITHIN_SECONDS = 120
 POLL_SECONDS = 0.2
 TIMEOUT_SECONDS = 30
+BAD, BAD_VERSION = "erring", 2
+RATE = 100
+"""Requests a second of the users who meet the bad version."""
 
 # Three kinds of departure, by the delay in minutes: on time, late enough to be undecided, and far too late.
 DEPARTURES = ((-10, 0), (15, 25), (60, 180))
@@ -80,6 +85,9 @@ def run(settings: Settings, console: Console) -> None:
     _chapter(console, 5, "Ask it about three flights of the months after May")
     chosen = _three_flights()
     _print_answers(chosen, _ask(asking, chosen), console)
+
+    _chapter(console, 6, f"Roll out a bad version {BAD_VERSION}, beside the model, and see it taken back")
+    _show_a_way_back(settings, console)
     _print_next_steps(settings, asking, chosen, console)
     console.print(f"\nAll of this took {time.monotonic() - started:.0f} s.")
 
@@ -226,6 +234,18 @@ def _departure(delay_minutes: float) -> str:
     if delay_minutes == 0:
         return "on time"
     return f"{abs(delay_minutes):.0f} min {'early' if delay_minutes < 0 else 'late'}"
+
+
+def _show_a_way_back(settings: Settings, console: Console) -> None:
+    """A version that fails on half of its requests gets a canary's share of those of a drill's users, for seconds."""
+    with display(console, as_json=False) as tell, prepared(settings, MODEL, [BAD], RATE, tell) as place:
+        outcome = place.exercise(BAD)
+    harm = outcome.harm
+    console.print(
+        f"Version {BAD_VERSION} is {outcome.entry.state} after {outcome.seconds:.0f} s: of {harm.requests} requests in "
+        f"that time it answered {harm.candidate} and failed on {harm.failed}. See more of it: shipway drill {MODEL}",
+        highlight=False,
+    )
 
 
 def _print_next_steps(settings: Settings, asking: Caller, chosen: pd.DataFrame, console: Console) -> None:

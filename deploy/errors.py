@@ -22,7 +22,9 @@
     │   ├── NoGoodVersion       the ledger knows no version to go back to
     │   ├── RollbackFailed      the version to go back to could not be had
     │   ├── TakenOver           somebody else has taken the rollout in hand meanwhile
-    │   └── LeftUnfinished      this process was told to end, and leaves the rollout as it is
+    │   ├── LeftUnfinished      this process was told to end, and leaves the rollout as it is
+    │   ├── NotServed           a drill wants a champion to make bad versions of
+    │   └── DrillRuns           another process drills the same model
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -210,6 +212,18 @@ class LeftUnfinished(RolloutError):
             f"told to end: the rollout {rollout} stays {state} and the traffic as it is. "
             f"Go on with: shipway rollout {model} --resume; or take it back with: shipway rollback {model}"
         )
+
+
+class NotServed(RolloutError):
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(f"no version of {model} is in service; begin with: shipway serve {model} VERSION")
+
+
+class DrillRuns(RolloutError):
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(f"another process drills {model} now; wait for it to end and try again")
 
 
 class StackError(ShipwayError):

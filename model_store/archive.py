@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import stat
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,6 +113,26 @@ def write(path: Path, members: Mapping[str, bytes]) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def pack(
+    members: Mapping[str, bytes], model: str, version: int, archives_dir: Path, key_path: Path
+) -> tuple[Path, str]:
+    """Write and sign the archive with these members in `archives_dir`; returns its path and its digest.
+
+    Raises KeyUnusable; the archive is there whole or not at all.
+    """
+    archives_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archives_dir, prefix=".packing-") as directory:
+        # The name holds the digest, which is known only once the bytes are written.
+        draft = Path(directory) / "draft.mar"
+        digest = write(draft, members)
+        signature = sign_archive(draft, model, version, key_path)
+        archive = archives_dir / archive_name(model, version, digest)
+        # The signature first: whoever sees the archive sees it signed.
+        signature.replace(signature_path(archive))
+        draft.replace(archive)
+    return archive, digest
+
+
 def sign_archive(path: Path, model: str, version: int, key_path: Path) -> Path:
     """Sign the archive at `path` as `version` of `model`; returns the path of the signature written beside it."""
     digest = file_digest(path)
@@ -176,6 +197,12 @@ def read_member(path: Path, name: str) -> bytes:
     """One member of an archive. Verify the archive first. Raises KeyError for a name that it does not hold."""
     with zipfile.ZipFile(path) as archive:
         return archive.read(name)
+
+
+def read_members(path: Path) -> dict[str, bytes]:
+    """All members of an archive, by name. Verify the archive first."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def unpack(path: Path) -> Path:

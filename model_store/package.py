@@ -1,13 +1,12 @@
 """From a registered version to a signed archive. The same version gives the same bytes, in any process."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from handlers.answer import EXPLAINER
-from model_store.archive import MODEL_NAME, archive_name, sign_archive, signature_path, write
+from model_store.archive import MODEL_NAME, pack
 from model_store.errors import NotServable
 from model_store.members import OwnFiles, OwnParts, members_of
 from model_store.registry import Registry
@@ -63,15 +62,7 @@ def package(
         from model_store.optimize import optimized  # torch's compiler takes seconds to import
 
         members = optimized(registry, version, members, plan, **vars(optimizing))
-    with tempfile.TemporaryDirectory(dir=_made(archives_dir), prefix=".packing-") as directory:
-        # The name holds the digest, which is known only once the bytes are written.
-        draft = Path(directory) / "draft.mar"
-        digest = write(draft, members)
-        signature = sign_archive(draft, version.model, version.version, signing_key)
-        archive = archives_dir / archive_name(version.model, version.version, digest)
-        # The signature first: whoever sees the archive sees it signed.
-        signature.replace(signature_path(archive))
-        draft.replace(archive)
+    archive, digest = pack(members, version.model, version.version, archives_dir, signing_key)
     registry.log_archive(version, archive, digest)
     return PackagedVersion(version.model, version.version, digest, archive)
 
@@ -82,8 +73,3 @@ def _check_name(model: str) -> None:
             f"its name is {model!r}; allowed are up to 100 letters, digits, - and _ that do not end with {EXPLAINER}; "
             "copy it to another name with: mlflow.MlflowClient().copy_model_version"
         )
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

@@ -33,7 +33,7 @@ class Serving(Record):
     others: tuple[Release, ...] = ()
     """Loaded beside it."""
     unready: dict[int, str] = Field(default_factory=dict)
-    """By version, why it is not READY now."""
+    """By version, why it is not READY any more."""
 
 
 class Driver(Protocol):
@@ -61,7 +61,9 @@ class Local:
             return Serving(champion=None)
         first, *others = sorted(endpoint.versions, key=lambda one: -one.weight)
         found = self._endpoint(self._actual(), model)
-        unready = {one.version: one.reason or one.state for one in found.versions if one.state != "READY"}
+        # A node that was started again loads its versions one after the other: without a reason, nothing is lost.
+        lost = (one for one in found.versions if one.state == "FAILED" or (one.state != "READY" and one.reason))
+        unready = {one.version: one.reason or one.state for one in lost}
         return Serving(champion=_release(first), others=tuple(map(_release, others)), unready=unready)
 
     def ask(self, model: str, traffic: Traffic) -> None:

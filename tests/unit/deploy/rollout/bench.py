@@ -46,7 +46,7 @@ class Bench:
     broken: dict[int, str] = field(default_factory=dict)
     """Versions that do not load, and why."""
     unready: dict[int, str] = field(default_factory=dict)
-    """Versions that were loaded and lost their workers."""
+    """Versions that were loaded and lost their workers, and why; no reason for one that is being loaded."""
     wishes: list[Wish] = field(default_factory=list)
     """What the person wants, look by look."""
     kill_at: int | None = None
@@ -132,7 +132,8 @@ class Bench:
 
     def _version(self, desired: DesiredVersion, weight: int) -> ActualVersion:
         reason = self.broken.get(desired.version, "") or self.unready.get(desired.version, "")
-        state: State = "FAILED" if desired.version in self.broken else "LOADING" if reason else "READY"
+        loading = desired.version in self.unready
+        state: State = "FAILED" if desired.version in self.broken else "LOADING" if loading else "READY"
         return ActualVersion(version=desired.version, digest=desired.digest, weight=weight, state=state, reason=reason)
 
 
