@@ -16,6 +16,7 @@ import aiohttp
 from deploy.errors import LoadFailed
 from deploy.node import children
 from deploy.node.layout import Layout
+from handlers.capture import CAPTURE
 from handlers.metrics import METRICS_DIRECTORY
 from handlers.predictions import PREDICTIONS
 from handlers.server import SOCKETS
@@ -40,6 +41,8 @@ class Options:
     max_body_bytes: int
     timeout_seconds: float
     logs_dir: Path
+    capture: str = ""
+    """What workers may capture, as they read it; empty for nothing."""
 
 
 def configuration(layout: Layout, ports: Ports, options: Options) -> str:
@@ -116,6 +119,7 @@ async def start(layout: Layout, options: Options) -> children.Child:
         METRICS_DIRECTORY: str(layout.counters),
         SOCKETS: str(layout.places_socket),
         PREDICTIONS: str(layout.predictions_socket),
+        CAPTURE: options.capture,
         "LOG_LOCATION": str(options.logs_dir),
         "METRICS_LOCATION": str(options.logs_dir),
         "TEMP": str(layout.torchserve),
