@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from deploy.errors import ShipwayError
+from deploy.planning.commands import plan
 from deploy.scopes import SCOPES, Scope
 from deploy.settings import Settings, read_settings, variable
 from model_store.errors import ModelStoreError
@@ -371,6 +372,9 @@ def report(settings: Settings, name: str, version: int | None, since: int, *, ou
     path = out or settings.reports_dir / f"{name}-{found.file_stamp}.html"
     write_atomically(path, page(found).encode())
     click.echo(path)
+
+
+cli.add_command(plan)
 
 
 def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":

@@ -8,7 +8,9 @@
     ├── QueryRefused            Prometheus would not evaluate a query
     ├── NoData                  Prometheus has nothing to compute an answer from
     ├── RolloutError            a version could not be moved to, or away from
-    │   └── LedgerUnusable      the record of rollouts cannot be read or written
+    │   ├── LedgerUnusable      the record of rollouts cannot be read or written
+    │   ├── NothingServed       a model has no version in service to compare with
+    │   └── RehearsalFailed     a version did not answer in a process of its own
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -94,6 +96,20 @@ class RolloutError(ShipwayError):
 class LedgerUnusable(RolloutError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the ledger {path} cannot be used: {reason}")
+
+
+class NothingServed(RolloutError):
+    def __init__(self, model: str, desired: Path) -> None:
+        self.model = model
+        super().__init__(f"{desired} has no version of {model} in service; name one to compare with: --against VERSION")
+
+
+class RehearsalFailed(RolloutError):
+    def __init__(self, version: int, reason: str, log: str) -> None:
+        self.version = version
+        self.reason = reason
+        tail = "\n".join(f"  | {line}" for line in log.splitlines()[-12:]) or "  | (nothing)"
+        super().__init__(f"version {version} was not asked to the end: {reason}. The end of what it said:\n{tail}")
 
 
 class StackError(ShipwayError):

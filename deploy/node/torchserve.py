@@ -26,6 +26,16 @@ LOGGING = "log4j2.xml"
 KEYS = "key_file.json"
 _TOKEN_LIFE_MINUTES = 100 * 365 * 24 * 60  # the keys are made anew at every start and never leave the machine
 
+THREADS = {
+    # One thread a worker: workers are what uses the cores. Set before torch is imported, it costs nothing to keep.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # Threads that spin while they wait for each other take the processor from the one that they wait for: on two
+    # busy cores MiniLM was eight times as slow.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""The environment of every worker."""
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -123,12 +133,7 @@ async def start(layout: Layout, options: Options) -> children.Child:
         "LOG_LOCATION": str(options.logs_dir),
         "METRICS_LOCATION": str(options.logs_dir),
         "TEMP": str(layout.torchserve),
-        # One thread a worker: workers are what uses the cores. Set before torch is imported, it costs nothing to keep.
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        # Threads that spin while they wait for each other take the processor from the one that they wait for: on two
-        # busy cores MiniLM was eight times as slow.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **THREADS,
     }
     return await children.start(
         "torchserve",

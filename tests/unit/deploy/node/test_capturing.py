@@ -1,4 +1,5 @@
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -22,11 +23,14 @@ def test_settings_become_the_workers_plan(state_dir: Path) -> None:
 
 def test_node_without_traffic_forgets(tmp_path: Path) -> None:
     segments = Segments(tmp_path, 2**20, keep_seconds=0.2)
-    segments.create("flights", time.time())
+    os.close(segments.create("flights", time.time()))
+
+    def kept() -> list[Path]:
+        return list(tmp_path.glob("flights/*"))
 
     async def until_forgotten() -> None:
         task = asyncio.create_task(expire(segments))
-        while list(tmp_path.glob("flights/*")):
+        while kept():
             await asyncio.sleep(0.01)
         assert not task.done()
         task.cancel()
