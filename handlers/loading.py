@@ -11,10 +11,8 @@ from handlers.errors import ArchiveUnusable
 ENTRY = "handler.py"
 
 
-def open_handler(
-    directory: Path, model: str = "", version: str = "", *, device: str = "cpu", workers: int = 1
-) -> BaseHandler:
-    """The handler of an unpacked archive, ready for `predict`, as one of so many workers on that device.
+def open_handler(directory: Path, model: str = "", version: str = "", *, workers: int = 1) -> BaseHandler:
+    """The handler of an unpacked archive, ready for `predict`, as one of so many workers.
 
     It executes the archive's `handler.py`, as a worker does: verify the archive first. Raises ArchiveUnusable for files
     that do not fit, and whatever a user's own handler raises.
@@ -29,7 +27,7 @@ def open_handler(
         names = ", ".join(kind.__name__ for kind in own) or "none"
         raise ArchiveUnusable(f"{ENTRY} must define exactly one subclass of BaseHandler; found {names}")
     handler = own[0]()
-    handler.device, handler.workers = device, workers
+    handler.workers = workers
     handler.open(directory, model, version)
     return handler
 

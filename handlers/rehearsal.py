@@ -20,7 +20,6 @@ from handlers.base import BaseHandler
 from handlers.captured import CapturedRequest, read_segment
 from handlers.loading import open_handler
 from handlers.protocol.oip_json import HEADER_LENGTH
-from handlers.runtime import device_of
 
 LEAST_PRIORITY = 19
 
@@ -45,12 +44,12 @@ class Done:
 
 
 def main(directory: str, model: str, version: str, workers: str, requests: str) -> None:
-    """Serve orders for the archive unpacked in `directory`, one of `workers`, with the requests of a segment's file."""
+    """Serve orders for the archive unpacked in `directory`, as one of `workers`; `requests` is a file of them."""
     os.nice(LEAST_PRIORITY)
     # What a handler of the user's prints must not stand between the lines of ours.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        handler = open_handler(Path(directory), model, version, device=device_of(0), workers=int(workers))
+        handler = open_handler(Path(directory), model, version, workers=int(workers))
         known = list(read_segment(Path(requests).read_bytes()))
         _serve(handler, known, out)
 

@@ -50,7 +50,7 @@ def plan(settings: Settings, /, name: str, version: str, against: int | None, *,
     Markdown for a pull request. Exit code 0: safe; 3: answers change, or are missing; 4: clients would break.
     """
     from deploy.node.capturing import capture_plan
-    from deploy.planning.forecast import Places, Question, examine
+    from deploy.planning.forecast import Places, Question, ask_both, forecast
     from deploy.planning.markdown import markdown
 
     question = Question(
@@ -62,7 +62,7 @@ def plan(settings: Settings, /, name: str, version: str, against: int | None, *,
     places = Places(
         settings.archives_dir, settings.trust_dir, capture_plan(settings).segments, settings.state_dir / "plans"
     )
-    found = examine(question, places)
+    found = forecast(question, ask_both(question, places))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else markdown(found), nl=as_json)
     sys.exit(found.exit_code)
 

@@ -4,11 +4,12 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from deploy.planning.compare import Compared, Reading, Row, compare
 from deploy.planning.rehearsal import Cost, Rehearsed, Unpacked, rehearse, unpack_release
@@ -127,33 +128,36 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        sources = [{**asdict(source), "share": source.share} for source in self.sources]
-        return {
-            "verdict": {SAFE: "safe", CHANGED: "answers change", BREAKING: "breaking"}[self.exit_code],
-            "words": self.words,
-            "exit_code": self.exit_code,
-            **asdict(self),
-            "sources": sources,
-        }
+        document: dict[str, Any] = TypeAdapter(Forecast).dump_python(self, mode="json")
+        for source, described in zip(self.sources, document["sources"], strict=True):
+            described["share"] = source.share
+        verdict = {SAFE: "safe", CHANGED: "answers change", BREAKING: "breaking"}[self.exit_code]
+        return {"verdict": verdict, "words": self.words, "exit_code": self.exit_code, **document}
 
 
-def examine(question: Question, places: Places, now: float | None = None) -> Forecast:
-    """Ask both versions. Raises ArchiveMissing, ArchiveRefused, ArchiveUnusable, RehearsalFailed."""
+@dataclass(frozen=True)
+class Asked:
+    """What both versions were asked and answered; of each pair the champion's stands first."""
+
+    requests: Sequence[CapturedRequest]
+    rehearsed: Rehearsed
+    schemas: tuple[Schema, Schema]
+
+
+def ask_both(question: Question, places: Places, now: float | None = None) -> Asked:
+    """Ask both versions, in processes of their own. Raises ArchiveMissing, ArchiveRefused, RehearsalFailed."""
     now = time.time() if now is None else now
+    captured = places.captured.newest(question.model, question.requests, now)
     places.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=places.scratch) as name:
         into = Path(name)
-        champion, candidate = (
-            _unpacked(places, question.model, side, into / which)
-            for side, which in ((question.champion, "champion"), (question.candidate, "candidate"))
-        )
+        champion = _unpacked(places, question.model, question.champion, into / "champion")
+        candidate = _unpacked(places, question.model, question.candidate, into / "candidate")
         golden = golden_requests((champion.directory / "golden.json").read_bytes(), question.champion.version)
-        captured = places.captured.newest(question.model, question.requests, now)
-        # Captured requests first: those are timed, and they are what clients really ask.
+        # Captured requests first: not all may be timed, and these are what clients really ask.
         requests = [*captured, *golden]
         rehearsed = asyncio.run(rehearse(question.model, champion, candidate, requests, into))
-        schemas = [read_schema((side.directory / "schema.json").read_bytes()) for side in (champion, candidate)]
-    return _forecast(question, requests, rehearsed, schemas[0], schemas[1])
+        return Asked(requests, rehearsed, (_schema(champion), _schema(candidate)))
 
 
 def _unpacked(places: Places, model: str, release: Release, into: Path) -> Unpacked:
@@ -161,27 +165,28 @@ def _unpacked(places: Places, model: str, release: Release, into: Path) -> Unpac
     return unpack_release(places.archives_dir, places.trust_dir, model, release, into)
 
 
-def _forecast(
-    question: Question, requests: Sequence[CapturedRequest], rehearsed: Rehearsed, old: Schema, new: Schema
-) -> Forecast:
-    readings = _reading(old), _reading(new)
-    pairs = enumerate(zip(*rehearsed.answers, strict=True))
+def _schema(unpacked: Unpacked) -> Schema:
+    return read_schema((unpacked.directory / "schema.json").read_bytes())
+
+
+def forecast(question: Question, asked: Asked) -> Forecast:
+    """What the answers mean."""
+    readings = _reading(asked.schemas[0]), _reading(asked.schemas[1])
+    pairs = enumerate(zip(*asked.rehearsed.answers, strict=True))
     compared = [compare(at, before, after, *readings) for at, (before, after) in pairs]
-    worst = sorted(
-        (row for each in compared if each for row in each.rows if row.changed or row.difference > 0),
-        key=lambda row: (row.changed, row.difference),
-        reverse=True,
-    )
+    answered = list(zip(asked.requests, compared, strict=True))
+    rows = [row for each in compared if each for row in each.rows if row.changed or row.difference > 0]
+    worst = sorted(rows, key=lambda row: (row.changed, row.difference), reverse=True)[:WORST_ROWS]
     return Forecast(
         question,
-        compare_schemas(old, new),
+        compare_schemas(*asked.schemas),
         tuple(
-            _source(name, question, list(zip(requests, compared, strict=True)))
+            _source(name, question, answered)
             for name in ("captured", GOLDEN)
-            if any(_name(request) == name for request in requests)
+            if any(_name(request) == name for request in asked.requests)
         ),
-        tuple(_worst(row, requests[row.request], show=question.show_inputs) for row in worst[:WORST_ROWS]),
-        *rehearsed.costs,
+        tuple(_worst(row, asked.requests[row.request], show=question.show_inputs) for row in worst),
+        *asked.rehearsed.costs,
     )
 
 

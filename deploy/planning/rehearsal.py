@@ -88,6 +88,7 @@ async def rehearse(
     file.write_bytes(b"".join(request.to_bytes() for request in requests))
     logs = into / "champion.log", into / "candidate.log"
     async with _actor(model, champion, file, logs[0]) as one, _actor(model, candidate, file, logs[1]) as other:
+        await asyncio.gather(one.ready(), other.ready())
         answers = [await actor.answers(len(requests)) for actor in (one, other)]
         timed = list(range(min(len(requests), one.affordable, other.affordable)))
         for turn in (one, other, other, one) * ROUNDS:
@@ -179,7 +180,6 @@ async def _actor(model: str, version: Unpacked, requests: Path, log: Path) -> As
         )
     actor = Actor(version, process, log)
     try:
-        await actor.ready()
         yield actor
     finally:
         if process.returncode is None:
