@@ -10,8 +10,8 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -109,15 +109,14 @@ class Segments:
     def newest(self, model: str, count: int, now: float) -> list[CapturedRequest]:
         """At most `count` requests that are not too old, the newest first."""
         found: list[CapturedRequest] = []
-        for path in reversed(self._paths(model)):
-            if len(found) >= count:
+        for written, path in sorted(_written(self._paths(model)), reverse=True):
+            # Workers write at the same time: one that was begun earlier may hold what is newer.
+            if len(found) >= count and written < found[count - 1].at:
                 break
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:  # it was just removed
-                continue
-            found += [each for each in read_segment(data) if now - each.at <= self.keep_seconds]
-        return sorted(found, key=lambda each: -each.at)[:count]
+            with suppress(FileNotFoundError):  # it was just removed
+                found += [each for each in read_segment(path.read_bytes()) if now - each.at <= self.keep_seconds]
+                found = sorted(found, key=lambda each: -each.at)[:count]
+        return found
 
     def _remove_expired(self, now: float) -> None:
         for path in self._paths():
@@ -138,3 +137,10 @@ class Segments:
             yield
         finally:
             os.close(lock)
+
+
+def _written(paths: Iterable[Path]) -> Iterator[tuple[float, Path]]:
+    """When each that is still there was written to last."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path.stat().st_mtime, path

@@ -1,9 +1,10 @@
 """A version in a process of its own, with a worker's own code and no node around it: `python -m handlers.rehearsal`.
 
-It reads one JSON object a line, an `Order`, and writes one, a `Done`, until its input ends. Nothing is counted, kept or
-captured, and it gives way to whatever serves on this machine.
+Its input is a line of requests, then one `Order` a line; it answers each with a `Done`, until its input ends. Nothing
+is counted or kept, least of all the requests, and it gives way to whatever serves on this machine.
 """
 
+import base64
 import os
 import resource
 import sys
@@ -26,7 +27,7 @@ LEAST_PRIORITY = 19
 
 @dataclass(frozen=True)
 class Order:
-    """What to ask: batches of requests, each by its place in the file of requests."""
+    """What to ask: batches of requests, each by its place among all."""
 
     batches: Sequence[Sequence[int]]
     answers: bool = False
@@ -43,15 +44,15 @@ class Done:
     """The most memory that the process has had."""
 
 
-def main(directory: str, model: str, version: str, workers: str, requests: str) -> None:
-    """Serve orders for the archive unpacked in `directory`, as one of `workers`; `requests` is a file of them."""
+def main(directory: str, model: str, version: str, workers: str) -> None:
+    """Serve orders for the archive unpacked in `directory`, as one of so many workers."""
     os.nice(LEAST_PRIORITY)
     # What a handler of the user's prints must not stand between the lines of ours.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         handler = open_handler(Path(directory), model, version, workers=int(workers))
-        known = list(read_segment(Path(requests).read_bytes()))
-        _serve(handler, known, out)
+        segment = base64.b64decode(sys.stdin.readline())
+        _serve(handler, list(read_segment(segment)), out)
 
 
 def _serve(handler: BaseHandler, known: Sequence[CapturedRequest], out: TextIOWrapper) -> None:

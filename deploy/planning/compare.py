@@ -27,6 +27,10 @@ class Reading:
     embeds: bool = False
     """Whether its first output is an embedding, whose direction counts."""
 
+    def decides(self, values: Array) -> bool:
+        """Whether these values are the probabilities of the classes; a handler of the user's may answer otherwise."""
+        return values.shape[1] == len(self.classes) or (values.shape[1] == 1 and len(self.classes) == 2)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -106,7 +110,7 @@ def _differences(was: Outputs, now: Outputs, before: Reading, after: Reading) ->
         else:
             off = _off(values, other)
             difference = np.maximum(difference, off.max(axis=1, initial=0.0))
-            if name == first and before.classes:
+            if name == first and before.decides(values) and after.decides(other):
                 changed |= _chosen(values, before) != _chosen(other, after)
             elif name == first and before.embeds:
                 changed |= _cosine(values, other) < (EMBEDDING.min_cosine or 0.0)
@@ -146,7 +150,7 @@ def _chosen(probabilities: Array, reading: Reading) -> Array:
 def _shown(outputs: Outputs, row: int, reading: Reading) -> str:
     """A row's answer for a person."""
     first = next(iter(outputs.values()))
-    if reading.classes:
+    if reading.decides(first):
         most = first[row].max() if first.shape[1] > 1 else first[row, 0]
         of = "" if first.shape[1] > 1 else f" of {reading.classes[1]}"
         return f"{_chosen(first, reading)[row]} ({most:.3f}{of})"

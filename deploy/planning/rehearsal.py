@@ -1,6 +1,7 @@
 """Two versions side by side outside traffic: each in a process of its own that runs a worker's own code."""
 
 import asyncio
+import base64
 import os
 import shutil
 import sys
@@ -75,6 +76,7 @@ def unpack_release(archives_dir: Path, trust_dir: Path, model: str, release: Rel
         shutil.copyfile(path, into / path.name)
     verify_archive(copy, model, release.version, release.digest, signing.load_trusted(trust_dir))
     directory = unpack(copy)
+    copy.unlink()
     plan = yaml.safe_load((directory / "model-config.yaml").read_text())
     return Unpacked(release, directory, int(plan["batchSize"]), int(plan["minWorkers"]))
 
@@ -83,12 +85,9 @@ async def rehearse(
     model: str, champion: Unpacked, candidate: Unpacked, requests: Sequence[CapturedRequest], into: Path
 ) -> Rehearsed:
     """Ask both for all requests, and time them by turns. Raises RehearsalFailed."""
-    file = into / "asked"
-    file.touch(mode=0o600)
-    file.write_bytes(b"".join(request.to_bytes() for request in requests))
     logs = into / "champion.log", into / "candidate.log"
-    async with _actor(model, champion, file, logs[0]) as one, _actor(model, candidate, file, logs[1]) as other:
-        await asyncio.gather(one.ready(), other.ready())
+    async with _actor(model, champion, logs[0]) as one, _actor(model, candidate, logs[1]) as other:
+        await asyncio.gather(one.learn(requests), other.learn(requests))
         answers = [await actor.answers(len(requests)) for actor in (one, other)]
         timed = list(range(min(len(requests), one.affordable, other.affordable)))
         for turn in (one, other, other, one) * ROUNDS:
@@ -117,8 +116,10 @@ class Actor:
         self.affordable = LEAST_TIMED
         """Requests that one pass of timing has time for."""
 
-    async def ready(self) -> None:
-        """Return when it has loaded its version."""
+    async def learn(self, requests: Sequence[CapturedRequest]) -> None:
+        """Return when it has loaded its version and knows the requests, of which no file is made: it might stay."""
+        segment = b"".join(request.to_bytes() for request in requests)
+        self._orders.write(base64.b64encode(segment) + b"\n")
         await self._hear()
 
     async def answers(self, count: int) -> list[Answer]:
@@ -162,9 +163,9 @@ class Actor:
 
 
 @asynccontextmanager
-async def _actor(model: str, version: Unpacked, requests: Path, log: Path) -> AsyncIterator[Actor]:
+async def _actor(model: str, version: Unpacked, log: Path) -> AsyncIterator[Actor]:
     """A version's process, which ends with the block, and when this process ends, as it reads no more orders then."""
-    arguments = (version.directory, model, version.release.version, version.workers, requests)
+    arguments = (version.directory, model, version.release.version, version.workers)
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

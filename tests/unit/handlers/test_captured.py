@@ -62,6 +62,15 @@ def test_newest_of_a_model_come_first(tmp_path: Path) -> None:
     assert where.newest("none", 4, NOW) == []
 
 
+def test_worker_that_began_earlier_may_have_what_is_newest(tmp_path: Path) -> None:
+    where = segments(tmp_path)
+    older = write(where, request(NOW), request(NOW + 9))
+    newer = write(where, request(NOW + 5), request(NOW + 6))
+    for path, written in ((older, NOW + 9), (newer, NOW + 6)):
+        os.utime(path, (written, written))
+    assert [each.at - NOW for each in where.newest("flights", 2, NOW + 10)] == [9, 6]
+
+
 def test_old_segments_go_and_old_requests_are_not_read(tmp_path: Path) -> None:
     where = segments(tmp_path)
     write(where, request(NOW), request(NOW + 100))

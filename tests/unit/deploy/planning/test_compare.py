@@ -39,6 +39,11 @@ def test_likeliest_class_decides_by_its_name() -> None:
     assert changed(old, new, same, turned) == [False, True]
 
 
+def test_output_that_is_not_the_classes_is_compared_as_numbers() -> None:
+    three = Reading(("a", "b", "c"))
+    assert changed(answer(p=[[0.1, 0.9]] * 2), answer(p=[[0.1, 0.9], [0.9, 0.1]]), three) == [False, True]
+
+
 def test_numbers_may_move_within_the_tolerance() -> None:
     # 1% of the value and 0.001.
     assert changed(answer(y=[100.0, 100.0, 0.0, 0.0]), answer(y=[101.0, 101.1, 0.0009, 0.0011])) == [
