@@ -23,9 +23,12 @@ def _version(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
-@click.command()
+@click.command(
+    epilog="It asks VERSION and the champion for the golden set and for captured requests (SHIPWAY_CAPTURE_SHARE), and "
+    "prints Markdown for a pull request. Exit code 0: safe; 3: answers change, or are missing; 4: clients would break."
+)
 @click.argument("name")
-@click.argument("version", callback=_version, metavar="VERSION|@ALIAS")
+@click.argument("version", callback=_version)
 @click.option(
     "--against", type=click.IntRange(min=1), help="The version to compare with.  [default: the one with most traffic]"
 )
@@ -44,11 +47,7 @@ def _version(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.pass_obj
 def plan(settings: Settings, /, name: str, version: str, against: int | None, *, as_json: bool, **asked: Any) -> None:
-    """Say what VERSION of the model NAME would change, without any traffic.
-
-    It asks VERSION and the champion for the golden set and for captured requests (SHIPWAY_CAPTURE_SHARE), and prints
-    Markdown for a pull request. Exit code 0: safe; 3: answers change, or are missing; 4: clients would break.
-    """
+    """Say what VERSION (or @ALIAS) of the model NAME would change for its clients, without any traffic."""
     from deploy.node.capturing import capture_plan
     from deploy.planning.forecast import Places, Question, ask_both, forecast
     from deploy.planning.markdown import markdown
