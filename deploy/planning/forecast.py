@@ -1,6 +1,8 @@
 """What moving to a version would change, found without any traffic, and whether that is safe."""
 
 import asyncio
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -148,8 +150,8 @@ def ask_both(question: Question, places: Places, now: float | None = None) -> As
     """Ask both versions, in processes of their own. Raises ArchiveMissing, ArchiveRefused, RehearsalFailed."""
     now = time.time() if now is None else now
     captured = places.captured.newest(question.model, question.requests, now)
-    places.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=places.scratch) as name:
+    clear_scratch(places.scratch)
+    with tempfile.TemporaryDirectory(dir=places.scratch, prefix=f"{os.getpid()}-") as name:
         into = Path(name)
         champion = _unpacked(places, question.model, question.champion, into / "champion")
         candidate = _unpacked(places, question.model, question.candidate, into / "candidate")
@@ -158,6 +160,14 @@ def ask_both(question: Question, places: Places, now: float | None = None) -> As
         requests = [*captured, *golden]
         rehearsed = asyncio.run(rehearse(question.model, champion, candidate, requests, into))
         return Asked(requests, rehearsed, (_schema(champion), _schema(candidate)))
+
+
+def clear_scratch(scratch: Path) -> None:
+    """Make it, and remove what was left there by a process that was killed."""
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in scratch.iterdir():
+        if not Path("/proc", left.name.partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _unpacked(places: Places, model: str, release: Release, into: Path) -> Unpacked:

@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from handlers import capture
-from handlers.answer import ROWS
+from handlers.answer import REPLAY_HEADER, ROWS
 from handlers.capture import CAPTURE, Asked, Capture, Plan
 from handlers.captured import SEGMENTS, CapturedRequest
 from handlers.protocol.oip_json import decode
@@ -118,6 +118,15 @@ def test_nothing_is_kept_unless_it_is_asked_for(start: Start, tmp_path: Path, me
     ask(start(TabularHandler), tiny.rows(*GOOD))
     assert not (tmp_path / "kept").exists()
     assert not any("captured" in name for name in exposition(metrics_directory))
+
+
+def test_copies_that_no_client_waits_for_are_not_kept(plan: Callable[..., Plan], start: Start) -> None:
+    capturing, handler = plan(), start(TabularHandler)
+    for why in ("1", "shadow"):
+        body = orjson.dumps(GOOD[0])
+        (answer,) = ask(handler, Request(ROWS, body, "application/json", {REPLAY_HEADER: why}, arrived="1"))
+        assert answer.status == 200
+    assert kept(capturing) == []
 
 
 def test_prediction_id_and_counts_are_kept(plan: Callable[..., Plan], start: Start, metrics_directory: Path) -> None:

@@ -3,19 +3,34 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
 from deploy.cli import cli
 from deploy.errors import RehearsalFailed
 from deploy.node.desired import serve
-from deploy.planning.forecast import BREAKING, CHANGED, SAFE, Asked, Forecast, Places, Question, ask_both, forecast
+from deploy.planning.forecast import (
+    BREAKING,
+    CHANGED,
+    SAFE,
+    Asked,
+    Forecast,
+    Places,
+    Question,
+    ask_both,
+    clear_scratch,
+    forecast,
+)
 from deploy.planning.markdown import markdown
 from deploy.planning.rehearsal import rehearse, unpack_release
 from deploy.rollout.record import Release
@@ -183,6 +198,26 @@ def test_version_that_cannot_be_opened_says_why(versions: tuple[Path, dict[str, 
     (other.directory / "schema.json").write_text("{}")
     with pytest.raises(RehearsalFailed, match=r"version 1 was not asked to the end: (?s:.*)schema\.json"):
         asyncio.run(rehearse(MODEL, one, other, [], tmp_path))
+
+
+def test_killed_command_leaves_no_process_and_the_next_no_files(
+    versions: tuple[Path, dict[str, Release]], tmp_path: Path
+) -> None:
+    directory, _ = versions
+    given = {"state_dir": tmp_path, "archives_dir": directory, "trust_dir": directory / "trust"}
+    environment = {**os.environ, **Settings.model_validate(given).as_environment()}
+    command = [sys.executable, "-m", "deploy.cli", "plan", MODEL, "2", "--against", "1"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as killed:
+        deadline = time.monotonic() + 60
+        while len(children := psutil.Process(killed.pid).children()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        killed.kill()
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    (left,) = (tmp_path / "plans").iterdir()
+    assert {path.name for path in left.iterdir()} == {"champion", "candidate", "champion.log", "candidate.log"}
+    clear_scratch(tmp_path / "plans")
+    assert list((tmp_path / "plans").iterdir()) == []
 
 
 def run(settings: Settings, *arguments: str) -> Result:
