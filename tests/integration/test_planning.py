@@ -48,7 +48,7 @@ def plan(settings: Settings, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_requests_are_kept_masked_survive_a_killed_worker_and_are_planned_with(lab: Lab, free_ports: Ports) -> None:
-    changes = {"capture_share": 1.0, "capture_mask": "dep_delay"}
+    changes = {"capture_share": 1.0, "capture_mask": "dep_delay", "mlflow_uri": lab.settings.mlflow_uri}
     with node(lab, free_ports(2), lab.alone(), **changes) as running:
         wait_until_ready(running.settings, 1)
         rows = [{**lab.row(at), "dep_delay": SECRET} for at in range(8)]
@@ -77,7 +77,7 @@ def test_requests_are_kept_masked_survive_a_killed_worker_and_are_planned_with(l
         series = 'shipway_captured_requests_total{model="flights",outcome="kept",version="1"}'
         wait_for(lambda: samples(running.settings).get(series) == 18, 15)
 
-        code, same = plan(running.settings, "1", "--max-changed", "0")
+        code, same = plan(running.settings, "@champion", "--max-changed", "0")
         assert (code, same["verdict"]) == (0, "safe")
         captured, at_registration = same["sources"]
         assert (captured["requests"], captured["changed"], captured["unanswered"]) == (18, 0, 0)
