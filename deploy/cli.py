@@ -18,6 +18,7 @@ from rich.console import Console
 
 from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
+from deploy.planning.commands import plan
 from deploy.rollout.commands import history, rollback, rollout
 from deploy.rollout.copies import PLACE_NAMES
 from deploy.scopes import SCOPES, Scope
@@ -407,6 +408,9 @@ def report(settings: Settings, name: str, version: int | None, since: int, *, ou
     path = out or settings.reports_dir / f"{name}-{found.file_stamp}.html"
     write_atomically(path, page(found).encode())
     click.echo(path)
+
+
+cli.add_command(plan)
 
 
 def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":

@@ -25,6 +25,8 @@
     │   ├── LeftUnfinished      this process was told to end, and leaves the rollout as it is
     │   ├── NotServed           a drill wants a champion to make bad versions of
     │   └── DrillRuns           another process drills the same model
+    │   ├── NothingServed       a model has no version in service to compare with
+    │   └── RehearsalFailed     a version did not answer in a process of its own
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -224,6 +226,20 @@ class DrillRuns(RolloutError):
     def __init__(self, model: str) -> None:
         self.model = model
         super().__init__(f"another process drills {model} now; wait for it to end and try again")
+
+
+class NothingServed(RolloutError):
+    def __init__(self, model: str, desired: Path) -> None:
+        self.model = model
+        super().__init__(f"{desired} has no version of {model} in service; name one to compare with: --against VERSION")
+
+
+class RehearsalFailed(RolloutError):
+    def __init__(self, version: int, reason: str, log: str) -> None:
+        self.version = version
+        self.reason = reason
+        tail = "\n".join(f"  | {line}" for line in log.splitlines()[-12:]) or "  | (nothing)"
+        super().__init__(f"version {version} was not asked to the end: {reason}. The end of what it said:\n{tail}")
 
 
 class StackError(ShipwayError):

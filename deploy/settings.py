@@ -155,6 +155,25 @@ class Settings(BaseSettings):
         ge=1,
         description="The most predicted rows that are kept, of 20 bytes each; the oldest go first.",
     )
+    capture_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The share of answered requests whose inputs are kept here, for `shipway plan`; 0 is none.",
+    )
+    capture_mask: str | None = Field(
+        **_off(),
+        description=(
+            "Inputs (of a table its columns), with commas between them, whose values are never kept: "
+            "the golden set's first row stands in for them."
+        ),
+    )
+    capture_mib: int = Field(
+        default=256,
+        ge=1,
+        description="The most room that all kept requests together may take, in MiB; the oldest go first.",
+    )
+    capture_keep_hours: float = Field(default=24.0, gt=0, le=100_000, description="How long a request is kept.")
     jvm_heap_mib: int = Field(default=512, ge=128, description="The largest heap of TorchServe's JVM, in MiB.")
     insecure: bool = Field(
         default=False, description="Allow an address beyond loopback without TLS or without authentication."
@@ -313,6 +332,16 @@ class Settings(BaseSettings):
     def courier_token(self) -> Path:
         """The bearer token that `shipway courier` wants from Alertmanager; made by it, mode 0600."""
         return self.state_dir / "keys" / "courier.token"
+
+    @property
+    def capture_dir(self) -> Path:
+        """Where captured requests lie."""
+        return self.state_dir / "capture"
+
+    @property
+    def capture_mask_names(self) -> tuple[str, ...]:
+        names = (name.strip() for name in (self.capture_mask or "").split(","))
+        return tuple(name for name in names if name)
 
     @property
     def desired_file(self) -> Path:

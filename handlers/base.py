@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, compress, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import torch
 from handlers import server
 from handlers.answer import EXPLAINER, GRPC, HTTP, NO_ID, ROWS, SHADOW, Answer, Call, fail
 from handlers.bucketing import in_calls
+from handlers.capture import Asked, Capture, capture_of
 from handlers.errors import (
     ArchiveUnusable,
     DeadlineExpired,
@@ -74,6 +75,8 @@ class BaseHandler(ABC):
     device = "cpu"
     workers = 1
     """How many share this machine's processors for this version."""
+    _teller: Teller | None = None
+    _capture: Capture | None = None
     explains = False
     """Whether explanations are asked of this worker, and no predictions."""
     max_rows = 1024
@@ -97,6 +100,9 @@ class BaseHandler(ABC):
         rff = Rff.from_bytes((self.directory / MEMBER).read_bytes()) if profile.rff else None
         self._drift = DriftCounter(counters, slot, profile, rff)
         self._teller = None if self.explains else teller(Version(self.model, self.version, self.classes))
+        self._capture = (
+            None if self.explains else capture_of(self.directory, self.model, self.version, self._metrics.captured)
+        )
         batch_size = int(context.system_properties["batch_size"])
         timeout = float(context.model_yaml_config["responseTimeout"])
         server.install(self, name, self.version, batch_size, timeout)
@@ -157,6 +163,8 @@ class BaseHandler(ABC):
             seconds = [max(0.0, self._answered_at - arrival) for arrival in arrivals]
             self._metrics.answered(protocol, outcome, seconds, len(calls))
         self._metrics.batch(len(outcomes))
+        if self._capture is not None:
+            self._capture.write()
 
     def _decode(self, call: Call) -> Item:
         if call.protocol == ROWS:
@@ -203,6 +211,8 @@ class BaseHandler(ABC):
                 self._answered(item.call, "ok")
             except Exception as error:  # noqa: BLE001 - as above
                 self._failed(item.call, error)
+        if self._capture is not None:
+            self._note(items, self._capture)
 
     def _after_failure(self, items: list[Item], error: Exception) -> None:
         """The model raised: on one item that is its answer, of several each is asked once by itself."""
@@ -329,6 +339,14 @@ class BaseHandler(ABC):
         """Made when there is something to tell, as few versions are ever sent copies."""
         return teller(Version(self.model, self.version, self.classes), of_copies=True)
 
+    def _note(self, items: list[Item], capture: Capture) -> None:
+        for item in items:
+            if not item.call.replay and capture.wants():
+                capture.note(Asked(item.call.id, item.call.protocol, partial(self._tensors, item)))
+
+    def _tensors(self, item: Item) -> Sequence[Tensor]:
+        return item.request.inputs or self.plain_tensors(item.data)
+
     def _answered(self, call: Call, outcome: Outcome) -> None:
         if not call.replay:
             self._outcomes.append((call, outcome))
@@ -350,6 +368,10 @@ class BaseHandler(ABC):
     @abstractmethod
     def read_plain(self, call: Call) -> tuple[Any, int, bool]:
         """The same of a body of `/predictions/NAME`, and whether it holds one row that is not in a list."""
+
+    @abstractmethod
+    def plain_tensors(self, data: Any) -> Sequence[Tensor]:
+        """What `read_plain` has read, as the inputs of an Open Inference request that is answered alike."""
 
     @abstractmethod
     def check(self, items: list[Item]) -> list[Array]:

@@ -9,7 +9,7 @@ from handlers.answer import Call
 from handlers.base import Array, Item
 from handlers.bucketing import by_shape, in_calls, in_groups
 from handlers.errors import InvalidRequest, Words, listed, shown
-from handlers.inputs import by_name, from_nested, joined, stacked
+from handlers.inputs import by_name, from_nested, joined, like_first, stacked
 from handlers.kinds import FREE, TensorSpec, TensorsSchema
 from handlers.measured import Values, values_of
 from handlers.named import NamedOutputs
@@ -62,6 +62,11 @@ class GenericHandler(NamedOutputs):
         found, single = self._pick(document)
         columns = zip(*rows.each(found, self._read_row), strict=True)
         return list(map(stacked, columns)), len(found), single
+
+    def plain_tensors(self, data: list[Array]) -> list[Tensor]:
+        """The rows that have the first one's shapes."""
+        columns = zip(self.schema.inputs, like_first([list(array) for array in data]), strict=True)
+        return [Tensor(spec.name, spec.datatype, column.shape, column.reshape(-1)) for spec, column in columns]
 
     def _read_row(self, row: tuple[Any, ...]) -> list[Array]:
         return [known.read_row(value) for known, value in zip(self._inputs, row, strict=True)]

@@ -79,6 +79,10 @@ class ImageHandler(NamedOutputs):
         found, single = self._pick(parse(call.body))
         return self._decoded(found), len(found), single
 
+    def plain_tensors(self, data: Array) -> list[Tensor]:
+        """The pixels, also of files: those are larger unpacked, and answered alike."""
+        return [Tensor(self.schema.input, "UINT8", data.shape, data.reshape(-1))]
+
     def _decoded(self, files: Sequence[tuple[Any]]) -> Array:
         """Pixels of files, which are bytes, or text in base64; [n, channels, height, width]."""
         field = f"input {shown(self.schema.input)}"

@@ -73,6 +73,14 @@ def stacked(rows: Sequence[Array]) -> Array:
         return ragged(rows)
 
 
+def like_first(columns: Sequence[Sequence[Array]]) -> list[Array]:
+    """Of each input the rows that have the first row's shapes, as one array: a tensor holds rows of one shape."""
+    shapes = [column[0].shape for column in columns]
+    rows = list(zip(*columns, strict=True))
+    alike = [row for row in rows if [array.shape for array in row] == shapes]
+    return [np.stack(arrays) for arrays in zip(*alike, strict=True)]
+
+
 def ragged(rows: Sequence[Array]) -> Array:
     array = np.empty(len(rows), dtype=object)
     for at, row in enumerate(rows):

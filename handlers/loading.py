@@ -11,8 +11,8 @@ from handlers.errors import ArchiveUnusable
 ENTRY = "handler.py"
 
 
-def open_handler(directory: Path, model: str = "", version: str = "") -> BaseHandler:
-    """The handler of an unpacked archive, ready for `predict`.
+def open_handler(directory: Path, model: str = "", version: str = "", *, workers: int = 1) -> BaseHandler:
+    """The handler of an unpacked archive, ready for `predict`, as one of so many workers.
 
     It executes the archive's `handler.py`, as a worker does: verify the archive first. Raises ArchiveUnusable for files
     that do not fit, and whatever a user's own handler raises.
@@ -27,6 +27,7 @@ def open_handler(directory: Path, model: str = "", version: str = "") -> BaseHan
         names = ", ".join(kind.__name__ for kind in own) or "none"
         raise ArchiveUnusable(f"{ENTRY} must define exactly one subclass of BaseHandler; found {names}")
     handler = own[0]()
+    handler.workers = workers
     handler.open(directory, model, version)
     return handler
 

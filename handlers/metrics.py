@@ -48,6 +48,7 @@ class WorkerMetrics:
         self._errors = Counter(
             names.MONITOR_ERRORS.name, names.MONITOR_ERRORS.help, names.MONITOR_ERRORS.labels, registry=registry
         ).labels(**self._labels)
+        self._captured = Counter(names.CAPTURED.name, names.CAPTURED.help, names.CAPTURED.labels, registry=registry)
         self._children: dict[tuple[str, Outcome], tuple[Histogram, Counter]] = {}
 
     def answered(self, protocol: str, outcome: Outcome, seconds: Sequence[float], requests: int) -> None:
@@ -67,6 +68,9 @@ class WorkerMetrics:
 
     def monitor_error(self, requests: int) -> None:
         self._errors.inc(requests)
+
+    def captured(self, outcome: str) -> None:
+        self._captured.labels(outcome=outcome, **self._labels).inc()
 
 
 def _observe(child: Histogram, values: Sequence[float]) -> None:

@@ -9,12 +9,12 @@ from handlers.answer import Call
 from handlers.base import Array, Item
 from handlers.bucketing import by_length, in_groups
 from handlers.errors import InvalidRequest, Words, listed, shown
-from handlers.inputs import by_name, from_nested
+from handlers.inputs import by_name, from_nested, like_first
 from handlers.kinds import SequenceSchema
 from handlers.named import NamedOutputs
 from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
-from handlers.tensors import InferRequest
+from handlers.tensors import InferRequest, Tensor
 
 Steps = npt.NDArray[np.float32]
 """The steps of one row, [T, features]."""
@@ -48,6 +48,11 @@ class SequenceHandler(NamedOutputs):
         call.check_content_type(rows.CONTENT_TYPES)
         found, single = self._pick(parse(call.body))
         return rows.each(found, self._steps), len(found), single
+
+    def plain_tensors(self, data: list[Steps]) -> list[Tensor]:
+        """The rows that are as long as the first."""
+        (steps,) = like_first([data])
+        return [Tensor(self.schema.input, "FP32", steps.shape, steps.reshape(-1))]
 
     def _steps(self, row: tuple[object]) -> Steps:
         steps = from_nested(self.schema.input, "FP32", row[0])

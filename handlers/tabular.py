@@ -13,7 +13,7 @@ from handlers.measured import Features, Measured
 from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
 from handlers.schema import TableSchema
-from handlers.tensors import InferRequest, Tensor
+from handlers.tensors import InferRequest, Tensor, from_values
 
 
 class TabularHandler(BaseHandler):
@@ -29,6 +29,14 @@ class TabularHandler(BaseHandler):
         call.check_content_type(rows.CONTENT_TYPES)
         found, single = self._pick(parse(call.body))
         return found, len(found), single
+
+    def plain_tensors(self, data: list[tuple[Any, ...]]) -> list[Tensor]:
+        numbers, categories = self.schema.numbers, self.schema.categories
+        columns, shape = self._turned(data), (len(data),)
+        return [
+            *(from_values(column.name, "FP64", shape, columns[column.name]) for column in numbers),
+            *(Tensor(column.name, "BYTES", shape, list(columns[column.name])) for column in categories),
+        ]
 
     def check(self, items: list[Item]) -> list[Array]:
         if all(item.call.protocol == ROWS for item in items):

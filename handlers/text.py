@@ -16,7 +16,7 @@ from handlers.measured import few
 from handlers.named import NamedOutputs
 from handlers.protocol import rows
 from handlers.protocol.oip_json import parse
-from handlers.tensors import InferRequest
+from handlers.tensors import InferRequest, Tensor
 
 TOKENIZER = "tokenizer.json"
 MAX_CHARACTERS_PER_TOKEN = 32
@@ -54,6 +54,9 @@ class TextHandler(NamedOutputs):
         call.check_content_type(rows.CONTENT_TYPES)
         found, single = self._pick(parse(call.body))
         return rows.each(found, self._text), len(found), single
+
+    def plain_tensors(self, data: list[str]) -> list[Tensor]:
+        return [Tensor(self.schema.input, "BYTES", (len(data),), data)]
 
     def _text(self, row: tuple[object]) -> str:
         (text,) = row

@@ -39,6 +39,11 @@ REQUESTS = Metric(
 )
 BATCH_REQUESTS = Metric("shipway_batch_requests", "Requests in one batch of a worker.")
 MONITOR_ERRORS = Metric("shipway_monitor_errors_total", "Requests answered but not counted, by a fault in counting.")
+CAPTURED = Metric(
+    "shipway_captured_requests_total",
+    "Requests that should be kept for `shipway plan`, by outcome (kept; not kept: busy, too_large, failed).",
+    (*VERSION_LABELS, "outcome"),
+)
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 # Read from the workers' memory-mapped slots. `kind` is number or category for inputs, output for the program's numbers,

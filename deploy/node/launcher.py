@@ -19,6 +19,7 @@ from deploy.errors import NodeError, ShipwayError
 from deploy.node import children, control, envoy, exporter, torchserve
 from deploy.node.admin import Admin
 from deploy.node.agreement import Agreement
+from deploy.node.capturing import capture_plan, expire
 from deploy.node.desired import Actual, Desired, read_desired, write_state
 from deploy.node.feedback import Feedback, Limits
 from deploy.node.feedback_store import PostgreSQL, SQLite, Store
@@ -86,6 +87,7 @@ class Node:
         self._feedback = Feedback(
             _store(settings), self._layout.predictions_socket, limits, self._publish, self._agreement
         )
+        self._capture = capture_plan(settings)
         self._reconciler = Reconciler(
             layout=self._layout,
             edge=self._edge,
@@ -157,6 +159,7 @@ class Node:
         logger.info("the node is up: %s", self._settings.http_url)
         work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_running())]
         work.append(asyncio.create_task(self._security.watch()))
+        work.append(asyncio.create_task(expire(self._capture.segments)))
         await asyncio.wait([stopped, *background, *deaths, *work], return_when="FIRST_COMPLETED")
         for task in work:
             task.cancel()
@@ -184,6 +187,7 @@ class Node:
             max_body_bytes=self._settings.max_body_bytes,
             timeout_seconds=self._settings.request_timeout_seconds,
             logs_dir=self._settings.logs_dir,
+            capture=self._capture.to_json() if self._capture.share else "",
         )
         started = []
         # Envoy goes first when the stack unwinds, so that nobody is answered by a node that is half gone.

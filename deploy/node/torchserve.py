@@ -16,6 +16,7 @@ import aiohttp
 from deploy.errors import LoadFailed
 from deploy.node import children
 from deploy.node.layout import Layout
+from handlers.capture import CAPTURE
 from handlers.metrics import METRICS_DIRECTORY
 from handlers.predictions import PREDICTIONS
 from handlers.server import SOCKETS
@@ -24,6 +25,16 @@ CONFIGURATION = "config.properties"
 LOGGING = "log4j2.xml"
 KEYS = "key_file.json"
 _TOKEN_LIFE_MINUTES = 100 * 365 * 24 * 60  # the keys are made anew at every start and never leave the machine
+
+THREADS = {
+    # One thread a worker: workers are what uses the cores. Set before torch is imported, it costs nothing to keep.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # Threads that spin while they wait for each other take the processor from the one that they wait for: on two
+    # busy cores MiniLM was eight times as slow.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""The environment of every worker."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class Options:
     max_body_bytes: int
     timeout_seconds: float
     logs_dir: Path
+    capture: str = ""
+    """What workers may capture, as they read it; empty for nothing."""
 
 
 def configuration(layout: Layout, ports: Ports, options: Options) -> str:
@@ -116,15 +129,11 @@ async def start(layout: Layout, options: Options) -> children.Child:
         METRICS_DIRECTORY: str(layout.counters),
         SOCKETS: str(layout.places_socket),
         PREDICTIONS: str(layout.predictions_socket),
+        CAPTURE: options.capture,
         "LOG_LOCATION": str(options.logs_dir),
         "METRICS_LOCATION": str(options.logs_dir),
         "TEMP": str(layout.torchserve),
-        # One thread a worker: workers are what uses the cores. Set before torch is imported, it costs nothing to keep.
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        # Threads that spin while they wait for each other take the processor from the one that they wait for: on two
-        # busy cores MiniLM was eight times as slow.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **THREADS,
     }
     return await children.start(
         "torchserve",

@@ -67,6 +67,17 @@ def encode(model: str, version: str, request: InferRequest, outputs: Sequence[Te
     return b"".join([head, *tail]), {HEADER_LENGTH: str(len(head))}
 
 
+def encode_request(inputs: Sequence[Tensor]) -> tuple[bytes, int]:
+    """A request of these inputs with all of them in binary: its body, and how many bytes of it are JSON."""
+    raw = [to_raw(tensor) for tensor in inputs]
+    described = [
+        {"name": one.name, "datatype": one.datatype, "shape": one.shape, "parameters": {"binary_data_size": len(data)}}
+        for one, data in zip(inputs, raw, strict=True)
+    ]
+    head = orjson.dumps({"inputs": described})
+    return b"".join([head, *raw]), len(head)
+
+
 def content_type(headers: Mapping[str, str]) -> str:
     """What an answer with these headers is: raw tensors make it more than JSON."""
     return "application/octet-stream" if HEADER_LENGTH in headers else "application/json"

@@ -11,8 +11,9 @@ import orjson
 import torch
 from torch import nn
 
-from handlers.answer import GRPC, HTTP, ROWS
+from handlers.answer import GRPC, HTTP, REPLAY_HEADER, ROWS
 from handlers.base import BaseHandler
+from handlers.captured import CapturedRequest
 from handlers.protocol.messages import ModelInferRequest, ModelInferResponse
 from handlers.protocol.oip_json import HEADER_LENGTH
 from handlers.runtime_plan import RUNTIME, RuntimePlan
@@ -91,6 +92,16 @@ def oip_grpc(*tensors: Tensor) -> Request:
         message.inputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
         message.raw_input_contents.append(to_raw(one))
     return Request(GRPC, message.SerializeToString(), "application/x-protobuf")
+
+
+def again(captured: CapturedRequest) -> Request:
+    """A captured request, as the node itself asks it once more."""
+    headers = {HEADER_LENGTH: str(captured.header_length), REPLAY_HEADER: "1"}
+    return Request(HTTP, captured.body, "application/octet-stream", headers)
+
+
+AskedAgain = Callable[..., dict[str, Array]]
+"""The fixture `asked_again`: the outputs for a request that a handler of a class and a directory has captured."""
 
 
 def outputs(answer: Answer) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """One tiny exported program, packed as an archive unpacks, and a real handler that serves it."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from hypothesis import settings
 
 from handlers.answer import EXPLAINER
 from handlers.base import BaseHandler
+from handlers.capture import CAPTURE, Plan
 from handlers.metrics import METRICS_DIRECTORY
 from handlers.tabular import TabularHandler
-from tests.unit.handlers.tiny import MODEL, loading_context, write_archive
+from tests.unit.handlers.archives import Array, AskedAgain, Start, again, outputs
+from tests.unit.handlers.tiny import MODEL, Request, ask, loading_context, write_archive
 
 # The machine may be busy with something else; and a test must fail the same way twice.
 settings.register_profile("shipway", deadline=None, database=None, derandomize=True)
@@ -71,3 +74,17 @@ def explainer(metrics_directory: Path) -> Callable[..., BaseHandler]:
 @pytest.fixture
 def handler(start: Callable[[type[BaseHandler]], BaseHandler]) -> BaseHandler:
     return start(TabularHandler)
+
+
+@pytest.fixture
+def asked_again(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedAgain:
+    def ask_twice(kind: type[BaseHandler], directory: Path, request: Request) -> dict[str, Array]:
+        plan = Plan(str(tmp_path / "kept"), share=1.0, max_bytes=64 << 20, keep_seconds=60.0)
+        monkeypatch.setenv(CAPTURE, plan.to_json())
+        handler = start(kind, directory)
+        (answer,) = ask(handler, request)
+        assert answer.status == 200, answer.error
+        (captured,) = plan.segments.newest(MODEL, 2, time.time())
+        return outputs(ask(handler, again(captured))[0])
+
+    return ask_twice

@@ -20,7 +20,17 @@ from handlers.kinds import TensorSpec, TensorsSchema
 from handlers.program import load_program
 from handlers.tensors import Tensor
 from tests.unit.handlers import archives
-from tests.unit.handlers.archives import Start, counted, oip_binary, oip_grpc, oip_json, outputs, plain, tensor
+from tests.unit.handlers.archives import (
+    AskedAgain,
+    Start,
+    counted,
+    oip_binary,
+    oip_grpc,
+    oip_json,
+    outputs,
+    plain,
+    tensor,
+)
 from tests.unit.handlers.tiny import Request, ask
 
 WIDTH = 5
@@ -285,3 +295,19 @@ def test_raw_tensor_is_not_copied_on_its_way_to_the_program(
         start = room.ctypes.data
         seen[-1] = start <= seen[-1] < start + len(room)
     assert sorted(seen) == [False, False, False, True]
+
+
+def test_plain_request_is_captured_as_tensors(asked_again: AskedAgain, picking_archive: Path) -> None:
+    x, at = given_rows(2)
+    rows = [{"x": row.tolist(), "at": int(where)} for row, where in zip(x, at, strict=True)]
+    found = asked_again(GenericHandler, picking_archive, plain(rows))
+    np.testing.assert_array_equal(found["doubled"], 2 * x)
+    np.testing.assert_array_equal(found["picked"], x[[0, 1], at])
+
+
+def test_of_plain_rows_of_different_shapes_those_like_the_first_are_captured(
+    asked_again: AskedAgain, summing_archive: Path
+) -> None:
+    rows = [{"steps": [[value, 1.0]] * length} for value, length in ((1.0, 3), (2.0, 2), (3.0, 3))]
+    found = asked_again(GenericHandler, summing_archive, plain(rows))
+    np.testing.assert_array_equal(found["sums"], [[2, 4, 6], [4, 8, 12]])

@@ -22,7 +22,18 @@ from handlers.image import ImageHandler, decode
 from handlers.kinds import ImageSchema, TensorSpec
 from handlers.tensors import Tensor
 from tests.unit.handlers import archives
-from tests.unit.handlers.archives import Array, Start, counted, oip_binary, oip_grpc, oip_json, outputs, plain, tensor
+from tests.unit.handlers.archives import (
+    Array,
+    AskedAgain,
+    Start,
+    counted,
+    oip_binary,
+    oip_grpc,
+    oip_json,
+    outputs,
+    plain,
+    tensor,
+)
 from tests.unit.handlers.tiny import Answer, Request, ask
 
 CLASSES = ("dark", "light")
@@ -287,3 +298,9 @@ def test_many_images_go_through_the_program_in_bounded_calls(
 def test_limit_of_pixels_is_below_what_pillow_itself_refuses() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
     assert image.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+def test_plain_file_is_captured_as_pixels(asked_again: AskedAgain, brightness: Path) -> None:
+    picture = pixels(1)
+    found = asked_again(ImageHandler, brightness, plain(file(picture[0]), "image/png"))
+    np.testing.assert_allclose(found["mean"], picture.mean(axis=(2, 3)) / 255, rtol=1e-6)

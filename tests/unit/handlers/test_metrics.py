@@ -33,10 +33,12 @@ def test_batches_and_faults_of_counting_are_counted(metrics_directory: Path) -> 
     metrics = worker(metrics_directory, 0)
     metrics.batch(3)
     metrics.monitor_error(3)
+    metrics.captured("busy")
     found = exposition(metrics_directory)
     assert found['shipway_batch_requests_bucket{le="2.0",model="tiny",version="3"}'] == 0
     assert found['shipway_batch_requests_bucket{le="4.0",model="tiny",version="3"}'] == 1
     assert found['shipway_monitor_errors_total{model="tiny",version="3"}'] == 3
+    assert found['shipway_captured_requests_total{model="tiny",outcome="busy",version="3"}'] == 1
 
 
 def test_workers_add_up_and_a_successor_goes_on(metrics_directory: Path) -> None:

@@ -15,7 +15,18 @@ from handlers.base import BaseHandler
 from handlers.kinds import SequenceSchema, TensorSpec
 from handlers.sequence import SequenceHandler
 from tests.unit.handlers import archives
-from tests.unit.handlers.archives import Array, Start, counted, oip_binary, oip_grpc, oip_json, outputs, plain, tensor
+from tests.unit.handlers.archives import (
+    Array,
+    AskedAgain,
+    Start,
+    counted,
+    oip_binary,
+    oip_grpc,
+    oip_json,
+    outputs,
+    plain,
+    tensor,
+)
 from tests.unit.handlers.tiny import Answer, Request, ask
 
 SCHEMA = SequenceSchema(
@@ -209,3 +220,9 @@ def test_each_item_gets_its_own_answer_whatever_its_neighbours_are(
         else:
             np.testing.assert_allclose(ends(answer), expected(good[at]), rtol=1e-6)
     assert counted(metrics_directory) - before == sum(1 + at % 2 for at in range(BATCH) if at not in chosen)
+
+
+def test_of_plain_rows_those_as_long_as_the_first_are_captured(asked_again: AskedAgain, ends_archive: Path) -> None:
+    long, short = history(2, 4), history(1, 3)
+    found = asked_again(SequenceHandler, ends_archive, plain([*as_plain(long), *as_plain(short)]))
+    np.testing.assert_array_equal(found["ends"], expected(long))

@@ -19,7 +19,18 @@ from handlers.errors import ArchiveUnusable
 from handlers.kinds import TensorSpec, TextSchema
 from handlers.text import MAX_CHARACTERS_PER_TOKEN, TOKENIZER, TextHandler
 from tests.unit.handlers import archives
-from tests.unit.handlers.archives import Array, Start, counted, oip_binary, oip_grpc, oip_json, outputs, plain, tensor
+from tests.unit.handlers.archives import (
+    Array,
+    AskedAgain,
+    Start,
+    counted,
+    oip_binary,
+    oip_grpc,
+    oip_json,
+    outputs,
+    plain,
+    tensor,
+)
 from tests.unit.handlers.tiny import Answer, Request, ask
 
 WORDS = ("[UNK]", "one", "two", "three", "four", "five", "wörter", "7", "8", "boom")
@@ -253,3 +264,9 @@ def test_array_of_inputs_is_what_the_program_takes(handler: BaseHandler) -> None
     ids: Array = np.array([[1, 2], [3, 0]])
     (direct,) = handler.execute([ids, np.array([[1, 1], [1, 0]])])
     assert direct[:, 0].tolist() == pytest.approx(request)
+
+
+def test_plain_request_is_captured_as_text(asked_again: AskedAgain, averaging: Path) -> None:
+    some = texts(3)
+    found = asked_again(TextHandler, averaging, plain([{"text": text} for text in some]))
+    np.testing.assert_allclose(found["mean"].ravel(), [expected(text) for text in some], rtol=1e-6)

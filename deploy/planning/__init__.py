@@ -1,0 +1,1 @@
+"""`shipway plan`: what a version would change, said before it gets any traffic."""
