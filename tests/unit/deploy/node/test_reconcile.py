@@ -242,3 +242,21 @@ def test_what_needs_no_loading_is_in_force_before_anything_is_loaded(
     asyncio.run(reconciler.reconcile(Desired(endpoints=(back,))))
     assert done[0] == "1:100 3:0"
     assert "load 2" in done[1:]
+
+
+def test_a_node_that_starts_within_a_rollout_serves_the_champion_before_the_candidate_is_loaded(
+    reconciler: Reconciler, endpoint: DesiredEndpoint
+) -> None:
+    def routable(ready: set[int]) -> dict[int, int] | None:
+        for version in (1, 2, 3):
+            profile = Profile(rows=0, features=()) if version in ready else None
+            reconciler.loaded["flights", version].profile = profile
+        found = reconciler._routable(endpoint.model_copy(update={"fallback": 1}))
+        return {one.version: one.weight for one in found.versions} if found else None
+
+    reconciler.routed = ()
+    assert routable({2}) is None
+    assert routable({1}) == {1: 100}
+    assert routable({1, 2}) == {1: 90, 2: 10}
+    reconciler.routed = (endpoint,)
+    assert routable({1}) == {1: 90, 2: 10, 3: 0}  # as it was, where something was: a fall-back answers meanwhile
