@@ -78,7 +78,8 @@ def test_whole_life_of_a_deployment(
     answer = mlflow("predict", "--name", "flights", "-I", str(asked))
     assert answer.returncode == 0, answer.stderr
     predictions = json.loads(answer.stdout)["predictions"]
-    assert [one["late"] for one in predictions] == pytest.approx(lab.expected()[:2], abs=1e-4)
+    values = [value for one in predictions for value in one.values()]
+    assert values == pytest.approx(lab.expected()[:2], abs=1e-4)
     explained = mlflow("explain", "--endpoint", "flights", "-I", str(asked))
     assert explained.returncode == 0, explained.stderr
     assert len(json.loads(explained.stdout)) == 2
