@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -10,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from deploy.drill.exercises import EXPECTED, Outcome
-from deploy.rollout.display import clock
 from deploy.rollout.record import Entry, Step, Verdict
-from deploy.rollout.run import Tell
 from deploy.settings import Settings
+
+if TYPE_CHECKING:
+    from deploy.rollout.run import Tell
 
 
 @click.command()
@@ -42,8 +44,9 @@ def drill(settings: Settings, name: str, only: tuple[str, ...], *, rate: float, 
     sys.exit(any(outcome.problems for outcome in found))
 
 
-def _teller(console: Console) -> Tell:
+def _teller(console: Console) -> "Tell":
     """A line for each entry of the ledger."""
+    from deploy.rollout.display import clock
 
     def tell(entry: Entry, verdict: Verdict | None, _: Sequence[Step]) -> None:
         if verdict is None:
