@@ -18,7 +18,7 @@ MAX_BYTES = 1 << 26
 
 def pack_linear(module: GraphModule, weights: list[torch.Tensor]) -> None:
     """Replace linear layers of `module`, whose first inputs are `weights`, on the CPU."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     known = dict(zip((node for node in module.graph.nodes if node.op == "placeholder"), weights, strict=False))
     left = MAX_BYTES
