@@ -105,9 +105,10 @@ class Call:
 
     def check_content_type(self, allowed: tuple[str, ...]) -> None:
         """Raises UnsupportedContentType, and UnsupportedEncoding for a body that is still compressed."""
-        found = self.content_type.partition(";")[0].strip().lower()
-        if found and found not in allowed:
-            raise UnsupportedContentType(found, allowed)
+        if self.content_type not in allowed:
+            found = self.content_type.partition(";")[0].strip().lower()
+            if found and found not in allowed:
+                raise UnsupportedContentType(found, allowed)
         encoding = self.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise UnsupportedEncoding(encoding)

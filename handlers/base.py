@@ -36,6 +36,7 @@ from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
 from handlers.predictions import SURE_UNIT, Teller, Version, teller
 from handlers.program import Program
 from handlers.protocol import oip_grpc, oip_json
+from handlers.protocol.rows import encode as encode_rows
 from handlers.runtime import device_of, load_runtime
 from handlers.runtime_plan import RuntimePlan
 from handlers.slots import DriftCounter, counters_directory, take_slot
@@ -204,10 +205,14 @@ class BaseHandler(ABC):
         # Before any answer goes out, so that whatever ends this worker, no answered row is lost.
         self._count(items, inputs, outputs)
         self._tell(items, outputs)
+        plain = self._plain(items, outputs)
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
             try:
-                item.call.answer = self._encode(item, [output[start:end] for output in outputs])
+                if plain:
+                    item.call.answer = Answer(encode_rows(plain[start:end], single=item.single))
+                else:
+                    item.call.answer = self._encode(item, [output[start:end] for output in outputs])
                 self._answered(item.call, "ok")
             except Exception as error:  # noqa: BLE001 - as above
                 self._failed(item.call, error)
@@ -254,10 +259,17 @@ class BaseHandler(ABC):
             raise ValueError(f"the program was given {rows} rows and gave an output of shape {wrong[0]}")
         return outputs
 
+    def _plain(self, items: list[Item], outputs: list[Array]) -> list[dict[str, Any]]:
+        """What all rows are answered with, where all items are plain ones: half the time of item by item."""
+        with suppress(Exception):  # each item's own is told when it is encoded alone
+            if {item.call.protocol for item in items} == {ROWS}:
+                return self.plain(outputs)
+        return []
+
     def _encode(self, item: Item, outputs: list[Array]) -> Answer:
         call, request = item.call, item.request
-        if call.protocol not in (GRPC, HTTP):
-            return Answer(self.encode_plain(outputs, item))
+        if call.protocol == ROWS:
+            return Answer(encode_rows(self.plain(outputs), single=item.single))
         tensors = self.outputs(outputs)
         if request.requested:
             tensors = [tensor for tensor in tensors if tensor.name in request.requested]
@@ -389,8 +401,8 @@ class BaseHandler(ABC):
         """The program's outputs for one request as named tensors."""
 
     @abstractmethod
-    def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
-        """The answer of `/predictions/NAME`, from the program's outputs for one request."""
+    def plain(self, arrays: list[Array]) -> list[dict[str, Any]]:
+        """What `/predictions/NAME` answers each row with, from the program's outputs; of one request or of many."""
 
     def probabilities(self, outputs: list[Array]) -> Array:
         """How likely each of `classes` is, [n, classes]; never asked of a model without classes."""

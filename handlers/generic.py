@@ -19,6 +19,7 @@ from handlers.tensors import NUMPY_DTYPES, InferRequest, Tensor
 from monitoring.rff import pooled
 
 RAW = "application/octet-stream"
+_LONE_INPUT_TYPES = (RAW, *rows.CONTENT_TYPES)
 MAX_NAMED = 64
 """Values of a row's inputs that are counted one by one; of more their means, and what they look like together."""
 MAX_VALUES = 1 << 22
@@ -51,7 +52,7 @@ class GenericHandler(NamedOutputs):
     def read_plain(self, call: Call) -> tuple[list[Array], int, bool]:
         """Objects of nested lists, one a row; for a model of one input also bare lists, or the rows' raw bytes."""
         alone = len(self._inputs) == 1
-        call.check_content_type((*rows.CONTENT_TYPES, RAW) if alone else rows.CONTENT_TYPES)
+        call.check_content_type(_LONE_INPUT_TYPES if alone else rows.CONTENT_TYPES)
         if call.content_type.startswith(RAW):
             array = self._inputs[0].read_raw(call.body)
             return [array], len(array), False

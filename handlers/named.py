@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from handlers.base import Array, BaseHandler, Item
+from handlers.base import Array, BaseHandler
 from handlers.kinds import ImageSchema, SequenceSchema, TensorsSchema, TextSchema
 from handlers.measured import Features, Measured, Values, few, no_codes
 from handlers.protocol import rows
@@ -32,10 +33,10 @@ class NamedOutputs(BaseHandler):
             tensors.append(Tensor(spec.name, spec.datatype, values.shape, values.reshape(-1)))
         return tensors
 
-    def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
+    def plain(self, arrays: list[Array]) -> list[dict[str, Any]]:
         if self.classes:
-            return rows.encode_classes(self.classes, self.output_names, arrays, single=item.single)
-        return rows.encode(self.output_names, arrays, single=item.single)
+            return rows.class_objects(self.classes, self.output_names, arrays)
+        return rows.objects(self.output_names, arrays)
 
     @property
     def features(self) -> Features:

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.export.passes import move_to_device_pass
 
 from handlers.errors import ArchiveUnusable, listed, shown
+from handlers.packed import pack_linear
 
 TORCH_VERSION = "2.13.0"
 """The only torch whose private reader of exported programs was tried here."""
@@ -43,7 +44,9 @@ def load_program(directory: Path, device: str = "cpu") -> Program:
     Raises ArchiveUnusable for another torch than the one tried, and for a program or weights that do not fit.
     """
     program = read_exported(directory)
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type == "cpu":
+        pack_linear(program.graph_module, weights_of(program))
+    else:
         program = move_to_device_pass(program, device)
     return _bind(program)
 

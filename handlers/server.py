@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from handlers.answer import Answer, Call, fail
@@ -42,7 +43,6 @@ _POLL_SECONDS = 0.001
 """The least that can be waited for."""
 _PLACE_WITHIN_SECONDS = 60.0
 _HEAD_END = b"\r\n\r\n"
-_PHRASES = {200: b"OK"}  # no other is read by anyone
 
 
 class Answering(Protocol):
@@ -276,19 +276,30 @@ class _Connection:
 
     def send(self, answer: Answer) -> bool:
         """Send as much as fits; False where `flush` must send the rest."""
-        phrase = _PHRASES.get(answer.status, b"-")
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n" % (
-            *(answer.status, phrase, answer.content_type.encode()),
-            len(answer.body),
-        )
+        further = ""
         if answer.headers:
-            head += "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items()).encode("latin-1")
-        self._unsent = memoryview(b"%b\r\n%b" % (head, answer.body))
-        return self.flush()
+            further = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
+        start, body = _start(answer.status, answer.content_type), answer.body
+        data = b"%b%d\r\n%b\r\n%b" % (start, len(body), further.encode("latin-1"), body)
+        sent = self._send(data)
+        if sent == len(data):
+            return True
+        self._unsent = memoryview(data)[sent:]
+        return False
 
     def flush(self) -> bool:
-        try:
-            self._unsent = self._unsent[self.sock.send(self._unsent) :]
-        except BlockingIOError:
-            return False
+        self._unsent = self._unsent[self._send(self._unsent) :]
         return not self._unsent
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+
+@lru_cache(maxsize=64)
+def _start(status: int, content_type: str) -> bytes:
+    """An answer up to its length."""
+    phrase = "OK" if status == 200 else "-"  # no other is read by anyone
+    return f"HTTP/1.1 {status} {phrase}\r\ncontent-type: {content_type}\r\ncontent-length: ".encode()

@@ -75,8 +75,8 @@ class TabularHandler(BaseHandler):
     def outputs(self, arrays: list[Array]) -> list[Tensor]:
         return [Tensor(name, "FP32", array.shape, array) for name, array in zip(self.output_names, arrays, strict=True)]
 
-    def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
-        return rows.encode(self.output_names, arrays, single=item.single)
+    def plain(self, arrays: list[Array]) -> list[dict[str, Any]]:
+        return rows.objects(self.output_names, arrays)
 
     def probabilities(self, outputs: list[Array]) -> Array:
         both = np.empty((len(outputs[0]), 2), dtype=np.float32)  # `np.stack` takes three times as long

@@ -49,16 +49,16 @@ def each(rows: Sequence[tuple[Any, ...]], read: Callable[[tuple[Any, ...]], Read
     return found
 
 
-def encode(names: Sequence[str], outputs: Sequence[npt.NDArray[Any]], *, single: bool) -> bytes:
-    """A list of objects, one a row, or the one object. Outputs [rows, …] in the order of their names."""
-    return _dumped([dict(zip(names, values, strict=True)) for values in _by_row(outputs)], single=single)
+def objects(names: Sequence[str], outputs: Sequence[npt.NDArray[Any]]) -> list[dict[str, Any]]:
+    """What every row is answered with. Outputs [rows, …] in the order of their names."""
+    return [dict(zip(names, values, strict=True)) for values in _by_row(outputs)]
 
 
-def encode_classes(
-    classes: Sequence[str], names: Sequence[str], outputs: Sequence[npt.NDArray[Any]], *, single: bool
-) -> bytes:
+def class_objects(
+    classes: Sequence[str], names: Sequence[str], outputs: Sequence[npt.NDArray[Any]]
+) -> list[dict[str, Any]]:
     """The same for an output [rows, classes] of probabilities, and whatever outputs stand behind it."""
-    answers = [
+    return [
         {
             "class": classes[values[0].argmax()],
             "probabilities": dict(zip(classes, values[0], strict=True)),
@@ -66,17 +66,17 @@ def encode_classes(
         }
         for values in _by_row(outputs)
     ]
-    return _dumped(answers, single=single)
+
+
+def encode(rows: Sequence[dict[str, Any]], *, single: bool) -> bytes:
+    """A list of objects, one a row, or the one object."""
+    # Numbers stay numpy's, so that a float32 is written with its own digits and not a float64's.
+    return orjson.dumps(rows[0] if single else rows, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _by_row(outputs: Sequence[npt.NDArray[Any]]) -> Iterator[tuple[Any, ...]]:
     # Only rows that lie in one piece can be written.
     return zip(*map(np.ascontiguousarray, outputs), strict=True)
-
-
-def _dumped(rows: list[dict[str, Any]], *, single: bool) -> bytes:
-    # Numbers stay numpy's, so that a float32 is written with its own digits and not a float64's.
-    return orjson.dumps(rows[0] if single else rows, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _refusal(rows: Sequence[object], columns: Sequence[str]) -> InvalidRequest:

@@ -192,16 +192,16 @@ class Faulty(TabularHandler):
             self._fail("check", item.rows)
         return super().check(items)
 
-    def encode_plain(self, arrays: list[Array], item: Item) -> bytes:
-        self._fail("encode_plain", item.rows)
-        return super().encode_plain(arrays, item)
+    def plain(self, arrays: list[Array]) -> list[dict[str, Any]]:
+        self._fail("plain", min(2, len(arrays[0])))  # for a whole batch too
+        return super().plain(arrays)
 
     def _fail(self, hook: str, count: int) -> None:
         if hook == self.fault and count == 2:
             raise KeyError(hook)
 
 
-@pytest.mark.parametrize("fault", ["read_plain", "check", "encode_plain"])
+@pytest.mark.parametrize("fault", ["read_plain", "check", "plain"])
 def test_fault_in_a_hook_costs_its_own_request_alone(start: Start, fault: str) -> None:
     handler = start(Faulty)
     assert isinstance(handler, Faulty)

@@ -263,7 +263,7 @@ class Strange(BaseHandler):
     """A handler whose inputs only its author knows."""
 
     output_names = ("probability",)
-    load = read = read_plain = plain_tensors = check = outputs = encode_plain = features = measure = None  # type: ignore[assignment]
+    load = read = read_plain = plain_tensors = check = outputs = plain = features = measure = None  # type: ignore[assignment]
 
 
 def test_handler_that_nobody_knows_cannot_be_explained(table: Path) -> None:

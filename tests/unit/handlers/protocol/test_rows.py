@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from handlers.errors import InvalidRequest, RequestRefused
 from handlers.protocol.oip_json import parse
-from handlers.protocol.rows import each, encode, encode_classes, picker
+from handlers.protocol.rows import class_objects, each, encode, objects, picker
 
 COLUMNS = ("delay", "carrier")
 pick = picker(COLUMNS)
@@ -70,16 +70,16 @@ OUTPUTS = (np.array([0.1, np.nan], dtype=np.float32), np.array([3, 4], dtype=np.
 
 
 def test_answer_is_one_object_a_row() -> None:
-    body = encode(NAMES, OUTPUTS, single=False)
+    body = encode(objects(NAMES, OUTPUTS), single=False)
     assert orjson.loads(body) == [{"probability": 0.1, "delay": 3.0}, {"probability": None, "delay": 4.0}]
 
 
 def test_float32_is_written_with_its_own_digits() -> None:
-    assert b'"probability":0.1,' in encode(NAMES, OUTPUTS, single=False)
+    assert b'"probability":0.1,' in encode(objects(NAMES, OUTPUTS), single=False)
 
 
 def test_single_row_is_answered_with_the_object() -> None:
-    assert orjson.loads(encode(NAMES[1:], OUTPUTS[1:], single=True)) == {"delay": 3.0}
+    assert orjson.loads(encode(objects(NAMES[1:], OUTPUTS[1:]), single=True)) == {"delay": 3.0}
 
 
 def test_refused_row_is_named() -> None:
@@ -96,8 +96,8 @@ def test_refused_row_is_named() -> None:
 def test_classes_are_answered_by_name() -> None:
     probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
     features = np.array([[1, 2, 3], [4, 5, 6]], np.int64).T.copy().T  # not in one piece by row
-    body = encode_classes(("cat", "dog"), ("probabilities", "features"), (probabilities, features), single=False)
-    assert orjson.loads(body) == [
+    found = class_objects(("cat", "dog"), ("probabilities", "features"), (probabilities, features))
+    assert orjson.loads(encode(found, single=False)) == [
         {"class": "dog", "probabilities": {"cat": 0.25, "dog": 0.75}, "features": [1, 2, 3]},
         {"class": "cat", "probabilities": {"cat": 0.5, "dog": 0.5}, "features": [4, 5, 6]},
     ]
