@@ -31,7 +31,7 @@ from handlers.errors import (
 from handlers.hardware import worker_threads
 from handlers.measured import Features, Measured
 from handlers.metrics import METRICS_DIRECTORY, Outcome, WorkerMetrics
-from handlers.predictions import Teller, Version, teller
+from handlers.predictions import SURE_UNIT, Teller, Version, teller
 from handlers.program import Program
 from handlers.protocol import oip_grpc, oip_json
 from handlers.runtime import device_of, load_runtime
@@ -287,24 +287,29 @@ class BaseHandler(ABC):
         if self._teller is None:
             return
         try:
-            classes, rows = self.probabilities(outputs).argmax(axis=1), [item.rows for item in items]
+            likely, rows = self.probabilities(outputs), [item.rows for item in items]
             ids = [item.call.id for item in items]
             replays = [item.call.replay for item in items]
             if any(replays) or NO_ID in ids:
-                self._tell_apart(ids, replays, rows, classes)
+                self._tell_apart(ids, replays, rows, likely)
             else:
-                self._teller.tell(ids, rows, classes)
+                self._teller.tell(ids, rows, likely.argmax(axis=1))
         except Exception:
             logger.exception("a batch was answered but not kept for labels")
             self._metrics.monitor_error(len(items))
 
-    def _tell_apart(self, ids: list[str], replays: list[str], rows: list[int], classes: Array) -> None:
+    def _tell_apart(self, ids: list[str], replays: list[str], rows: list[int], likely: Array) -> None:
         """Of a batch that is not clients' alone: theirs, and copies for themselves; the golden set to nobody."""
         for kind in {"", SHADOW}.intersection(replays):
             kept = [replay == kind and each != NO_ID for replay, each in zip(replays, ids, strict=True)]
             told = self._teller_of_copies if kind else self._teller
             if told is not None and any(kept):
-                told.tell(list(compress(ids, kept)), list(compress(rows, kept)), classes[np.repeat(kept, rows)])
+                of_kept = likely[np.repeat(kept, rows)]
+                said = list(compress(ids, kept)), list(compress(rows, kept)), of_kept.argmax(axis=1)
+                if kind:
+                    told.tell(*said, sure=np.rint(of_kept.max(axis=1) * SURE_UNIT).astype(np.uint8))
+                else:
+                    told.tell(*said)
 
     @cached_property
     def _teller_of_copies(self) -> Teller | None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from handlers.answer import ID_CHARACTERS
@@ -29,8 +30,10 @@ MAX_MESSAGE_BYTES = 1 << 20
 """Asked for as the socket's buffer. The system may give less, and takes no longer message than it gives."""
 MAX_CLASSES = 1 << 16
 """As a class is told in two bytes."""
+SURE_UNIT = 255
 OF_COPIES = b"of copies "
 """What a worker says first where it then tells predictions for copies of requests."""
+_NOT_SAID = np.empty(0, np.uint8)
 _HEAD = struct.Struct("<IQ")
 """Predictions in the message, and rows that were lost since the last one that was taken."""
 
@@ -63,6 +66,8 @@ class Predictions:
     classes: bytes
     """Of all rows in order the index into the version's classes, uint16."""
     lost: int = 0
+    sure: bytes = b""
+    """Of all rows of copies how likely the class is, uint8 in SURE_UNIT; nothing for requests of users."""
 
     @property
     def size(self) -> int:
@@ -70,7 +75,7 @@ class Predictions:
         return len(self.classes) // 2
 
     @classmethod
-    def from_bytes(cls, message: bytes) -> "Predictions":
+    def from_bytes(cls, message: bytes, *, of_copies: bool = False) -> "Predictions":
         """Raises ValueError for what no worker sends."""
         if len(message) < _HEAD.size:
             raise ValueError(f"a message of {len(message)} bytes")
@@ -79,7 +84,10 @@ class Predictions:
         classes_at = rows_at + count * 4
         if len(message) < classes_at + 2 * count:
             raise ValueError(f"a message of {len(message)} bytes for {count} predictions")
-        return cls(message[_HEAD.size : rows_at], message[rows_at:classes_at], message[classes_at:], lost)
+        told = len(message) - classes_at
+        sure_at = classes_at + (told // 3 * 2 if of_copies else told)
+        ids, rows, classes = message[_HEAD.size : rows_at], message[rows_at:classes_at], message[classes_at:sure_at]
+        return cls(ids, rows, classes, lost, message[sure_at:])
 
 
 class Teller:
@@ -98,11 +106,20 @@ class Teller:
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's own parameter
         self._lost = 0
 
-    def tell(self, ids: Sequence[str], rows: Sequence[int], classes: npt.NDArray[Any]) -> None:
-        """Of each prediction its id and its rows; of all rows in order the class, as an index."""
-        counts = array("I", rows)
+    def tell(
+        self,
+        ids: Sequence[str],
+        rows: Sequence[int],
+        classes: npt.NDArray[Any],
+        sure: npt.NDArray[np.uint8] = _NOT_SAID,
+    ) -> None:
+        """Of each prediction its id and its rows; of all rows in order the class, as an index.
+
+        For copies also how likely that class is.
+        """
+        counts, indexes = array("I", rows).tobytes(), classes.astype("<u2").tobytes()
         head = _HEAD.pack(len(ids), self._lost)
-        message = b"".join((head, "".join(ids).encode(), counts.tobytes(), classes.astype("<u2").tobytes()))
+        message = b"".join((head, "".join(ids).encode(), counts, indexes, sure.tobytes()))
         try:
             self._socket.send(message)
             self._lost = 0
@@ -110,8 +127,8 @@ class Teller:
             if error.errno == errno.EMSGSIZE and len(ids) > 1:
                 half = len(ids) // 2
                 middle = sum(rows[:half])
-                self.tell(ids[:half], rows[:half], classes[:middle])
-                self.tell(ids[half:], rows[half:], classes[middle:])
+                self.tell(ids[:half], rows[:half], classes[:middle], sure[:middle])
+                self.tell(ids[half:], rows[half:], classes[middle:], sure[middle:])
             else:
                 self._lost += sum(rows)
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from handlers.answer import ID_CHARACTERS
-from handlers.predictions import Predictions, Version
+from handlers.predictions import SURE_UNIT, Predictions, Version
 from model_store.files import write_atomically
 from monitoring import names
 
@@ -42,17 +42,15 @@ class Disagreement(BaseModel):
     """And as the other version predicts them."""
     rows: int
     """Of the whole request."""
-
-    @property
-    def share(self) -> float:
-        return len(self.answered) / self.rows
+    sure: float
+    """How likely the other version found its class in the row where it was surest, between 0 and 1."""
 
 
 _Document = TypeAdapter(dict[str, tuple[Disagreement, ...]])
 
 
 def read_disagreements(path: Path, model: str) -> tuple[Disagreement, ...]:
-    """The worst ones, worst first: those with most rows that differ, and of them the newest. None without a file.
+    """The worst ones, worst first: those of which the other version was surest, then the newest. None without a file.
 
     Raises OSError and ValueError for a file that cannot be read.
     """
@@ -67,6 +65,7 @@ class _Prediction:
     version: Version
     classes: memoryview
     """Of its rows, as indexes into the version's."""
+    sure: bytes
 
     def names(self) -> list[str]:
         return [self.version.classes[each] for each in self.classes]
@@ -151,13 +150,13 @@ class Agreement(Collector):
         if len(copied.classes) != rows:
             logger.error("%s and its copy were of %s and %s rows", made.decode(), rows, len(copied.classes))
             return
-        pairs = zip(answered.names(), copied.names(), strict=True)
-        differing = [(told, predicted) for told, predicted in pairs if told != predicted]
+        triples = zip(answered.names(), copied.names(), copied.sure, strict=True)
+        differing = [each for each in triples if each[0] != each[1]]
         name = (copied.version.model, copied.version.version)
         self._counts[*name, "agree"] += rows - len(differing)
         self._counts[*name, "disagree"] += len(differing)
         if differing:
-            told, predicted = zip(*differing, strict=True)
+            told, predicted, sure = zip(*differing, strict=True)
             self._keep(
                 copied.version.model,
                 Disagreement(
@@ -167,6 +166,7 @@ class Agreement(Collector):
                     answered=told,
                     copied=predicted,
                     rows=rows,
+                    sure=max(sure) / SURE_UNIT,
                 ),
             )
 
@@ -174,7 +174,7 @@ class Agreement(Collector):
         worst = self._worst.setdefault(model, [])
         worst.append(found)
         # An id begins with its time.
-        worst.sort(key=lambda each: (each.share, each.prediction_id), reverse=True)
+        worst.sort(key=lambda each: (each.sure, each.prediction_id), reverse=True)
         del worst[KEPT:]
         self._changed = True
 
@@ -196,5 +196,6 @@ def _each(version: Version, predictions: Predictions) -> Iterator[tuple[bytes, _
     classes, start = memoryview(predictions.classes).cast("H"), 0
     for number, rows in enumerate(memoryview(predictions.rows).cast("I")):
         made = predictions.ids[number * ID_CHARACTERS : (number + 1) * ID_CHARACTERS]
-        yield made, _Prediction(version, classes[start : start + rows])
+        here = slice(start, start + rows)
+        yield made, _Prediction(version, classes[here], predictions.sure[here])
         start += rows

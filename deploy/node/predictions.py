@@ -29,7 +29,8 @@ class Receiver:
         self._announce = announce
         self._keep = keep
         self._compare = compare
-        self._workers: dict[socket.socket, tuple[Version, Keep] | None] = {}
+        self._workers: dict[socket.socket, tuple[Version, bool] | None] = {}
+        """Who predicts, and whether for copies."""
         self._watching = False
         # The system doubles what a worker asks for.
         self._buffer = memoryview(bytearray(2 * MAX_MESSAGE_BYTES))
@@ -100,11 +101,12 @@ class Receiver:
 
     def _heard(self, worker: socket.socket, message: bytes) -> None:
         if said := self._workers[worker]:
-            version, keep = said
-            keep(version, Predictions.from_bytes(message))
+            version, of_copies = said
+            keep = self._compare if of_copies else self._keep
+            keep(version, Predictions.from_bytes(message, of_copies=of_copies))
         elif message.startswith(OF_COPIES):
-            self._workers[worker] = Version.from_json(message.removeprefix(OF_COPIES)), self._compare
+            self._workers[worker] = Version.from_json(message.removeprefix(OF_COPIES)), True
         else:
             version = Version.from_json(message)
-            self._workers[worker] = version, self._keep
+            self._workers[worker] = version, False
             self._announce(version)

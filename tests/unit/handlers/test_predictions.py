@@ -51,13 +51,13 @@ class Launcher:
         self._listener.close()
 
 
-def heard(worker: socket.socket) -> list[Predictions]:
+def heard(worker: socket.socket, *, of_copies: bool = False) -> list[Predictions]:
     """All that waits."""
     worker.setblocking(False)
     found = []
     while True:
         try:
-            found.append(Predictions.from_bytes(worker.recv(1 << 22)))
+            found.append(Predictions.from_bytes(worker.recv(1 << 22), of_copies=of_copies))
         except BlockingIOError:
             return found
 
@@ -240,10 +240,12 @@ def test_copies_are_told_by_themselves_and_counted_nowhere(
         said = launcher_of_copies.recv(1 << 20)
         assert Version.from_json(said.removeprefix(OF_COPIES)) == Version(MODEL, "3", ("on time", "late"))
         assert said.startswith(OF_COPIES)
-        (of_copy,) = heard(launcher_of_copies)
+        (of_copy,) = heard(launcher_of_copies, of_copies=True)
         (of_client,) = heard(worker.socket)
         assert (of_copy.ids.decode(), of_client.ids.decode()) == (prediction_id(NOW + 1), prediction_id(NOW))
         assert classes_of(of_copy) == classes_of(of_client)
+        assert all(127 <= each <= 255 for each in of_copy.sure)  # of two classes the likelier one
+        assert (len(of_copy.sure), len(of_client.sure)) == (2, 0)
     series = 'shipway_requests_total{model="tiny",outcome="ok",protocol="predictions",version="3"}'
     assert exposition(metrics_directory)[series] == 1
     told = worker.handler._teller_of_copies

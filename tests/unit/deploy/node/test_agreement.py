@@ -17,12 +17,13 @@ CANDIDATE = Version("flights", "2", ("late", "on time"))
 IDS = [prediction_id(1795000000.25 + number, number) for number in range(300)]
 
 
-def told(*predictions: tuple[str, Sequence[int]]) -> Predictions:
-    """Ids, and the classes of their rows."""
+def told(*predictions: tuple[str, Sequence[int]], sure: int = 51) -> Predictions:
+    """Ids, and the classes of their rows, each as sure as the others."""
     return Predictions(
         "".join(made for made, _ in predictions).encode(),
         array("I", [len(classes) for _, classes in predictions]).tobytes(),
         array("H", [each for _, classes in predictions for each in classes]).tobytes(),
+        sure=bytes(sure for _, classes in predictions for _ in classes),
     )
 
 
@@ -62,6 +63,7 @@ def test_rows_are_compared_by_the_names_of_their_classes(watched: Agreement, tmp
         answered=("on time", "late"),
         copied=("late", "on time"),
         rows=3,
+        sure=0.2,
     )
 
 
@@ -107,19 +109,19 @@ def test_what_waits_is_bounded_by_rows(watched: Agreement, monkeypatch: pytest.M
 
 
 def test_the_worst_are_kept_for_their_owner(watched: Agreement, tmp_path: Path) -> None:
-    """Half of the rows of the first ones differ, and all of the others'."""
+    """Of every second one the other version is certain."""
     path = tmp_path / "node" / "disagreements.json"
     watched.write(path)
     assert not path.exists()  # nothing to say
     assert read_disagreements(path, "flights") == ()
     for number, made in enumerate(IDS):
         watched.answered(CHAMPION, told((made, [0, 0])))
-        watched.copied(CANDIDATE, told((made, [0, 1] if number % 2 else [0, 0])))
+        watched.copied(CANDIDATE, told((made, [0, 1]), sure=255 * (number % 2)))
     watched.write(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found = read_disagreements(path, "flights")
-    assert [each.prediction_id for each in found] == IDS[-2::-2][:KEPT]
-    assert {each.share for each in found} == {1.0}
+    assert [each.prediction_id for each in found] == IDS[-1::-2][:KEPT]
+    assert {each.sure for each in found} == {1.0}
     assert read_disagreements(path, "trains") == ()
 
 
