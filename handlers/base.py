@@ -307,7 +307,7 @@ class BaseHandler(ABC):
                 of_kept = likely[np.repeat(kept, rows)]
                 said = list(compress(ids, kept)), list(compress(rows, kept)), of_kept.argmax(axis=1)
                 if kind:
-                    told.tell(*said, sure=(of_kept.max(axis=1) * SURE_UNIT).astype(np.uint8))
+                    told.tell(*said, sure=np.rint(of_kept.max(axis=1) * SURE_UNIT).astype(np.uint8))
                 else:
                     told.tell(*said)
 

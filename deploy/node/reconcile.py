@@ -114,7 +114,7 @@ class Reconciler:
         for some in (versions, explainers):
             for (model, version), digest in some.items():
                 await self._ensure(model, version, digest)
-            await self._route_ready(desired)
+                await self._route_ready(desired)
         wanted = versions | explainers
         for key in [key for key in self.loaded if key not in wanted and key not in _named(self.routed)]:
             await self._unload(self.loaded[key])
@@ -213,7 +213,7 @@ class Reconciler:
             loaded.workers = self.places.open(*loaded.key, int(plan["minWorkers"]))
             await self.management.register(directory.name)
             loaded.registered = True
-        await _unless(self.overtaken, self._prove(loaded))
+        await unless(self.overtaken, self._prove(loaded))
 
     async def _prove(self, loaded: Loaded) -> None:
         """Return once this hardware reproduces the version's golden set, or explains it."""
@@ -281,15 +281,19 @@ class Reconciler:
             for v in endpoint.versions
             if (loaded := self.loaded.get((endpoint.model, v.version))) and loaded.proven and loaded.digest == v.digest
         }
-        if all(v.version in ready for v in endpoint.versions if v.weight > 0):
-            now = {
-                "versions": tuple(v for v in endpoint.versions if v.version in ready),
-                "explainer": self._explaining(endpoint, ready),
-                "fallback": endpoint.fallback if endpoint.fallback in ready else None,
-                "mirror": endpoint.mirror if endpoint.mirror and endpoint.mirror.version in ready else None,
-            }
-            return endpoint.model_copy(update=now)
-        return next((routed for routed in self.routed if routed.model == endpoint.model), None)
+        if not all(v.version in ready for v in endpoint.versions if v.weight > 0):
+            before = next((routed for routed in self.routed if routed.model == endpoint.model), None)
+            if before is not None or endpoint.fallback not in ready:
+                return before
+            # A node that starts in the middle of a rollout: the champion must not wait for the candidate.
+            endpoint = _without(endpoint, ready)
+        now = {
+            "versions": tuple(v for v in endpoint.versions if v.version in ready),
+            "explainer": self._explaining(endpoint, ready),
+            "fallback": endpoint.fallback if endpoint.fallback in ready else None,
+            "mirror": endpoint.mirror if endpoint.mirror and endpoint.mirror.version in ready else None,
+        }
+        return endpoint.model_copy(update=now)
 
     def _explaining(self, endpoint: DesiredEndpoint, ready: set[int]) -> int | None:
         """The version that is explained now: the one before as long as the one that should be is being loaded."""
@@ -362,7 +366,7 @@ class Reconciler:
         logger.info("%s version %s is out of service", loaded.model, loaded.version)
 
 
-async def _unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+async def unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> None:
     """Do the work; Overtaken if the event comes first."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
     try:
@@ -385,6 +389,16 @@ def describe(loaded: Loaded) -> dict[str, object]:
 def _named(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
     versions = {(endpoint.model, v.version) for endpoint in endpoints for v in endpoint.versions}
     return versions | {key for endpoint in endpoints if (key := _explainer(endpoint))}
+
+
+def _without(endpoint: DesiredEndpoint, ready: set[int]) -> DesiredEndpoint:
+    """The endpoint whose fall-back has the traffic of those who are not ready."""
+    lost = sum(v.weight for v in endpoint.versions if v.version not in ready)
+    versions = tuple(
+        v.model_copy(update={"weight": v.weight + lost}) if v.version == endpoint.fallback else v
+        for v in endpoint.versions
+    )
+    return endpoint.model_copy(update={"versions": versions})
 
 
 def _mirrored(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:

@@ -95,13 +95,13 @@ def rollback(settings: Settings, name: str, to: int | None, *, as_json: bool) ->
 @pass_settings
 def history(settings: Settings, name: str, *, as_json: bool) -> None:
     """Say what was rolled out, judged and rolled back of the model NAME, by whom and why."""
-    from deploy.rollout.display import history
+    from deploy.rollout import display
     from deploy.rollout.ledger import Ledger
 
     entries = Ledger(settings.rollouts_dir, name).entries()
     if as_json:
         click.echo(json.dumps([entry.model_dump() for entry in entries], indent=2))
     elif entries:
-        Console().print(history(entries))
+        click.echo("\n".join(display.history(entries)))
     else:
         click.echo(f"{name} has no history: nothing was rolled out or served yet")

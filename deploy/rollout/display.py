@@ -83,17 +83,14 @@ class LiveTable:
         self.live.update("" if ended else _shown(entry, verdict, steps), refresh=True)
 
 
-def history(entries: Sequence[Entry]) -> Table:
-    """The ledger for a person, the oldest entry first."""
-    table = Table("", "when", "rollout", "from, to", "state", "what happened", "who", box=None, padding=(0, 2, 0, 0))
-    for entry in entries:
-        state = entry.state or entry.kind
-        table.add_row(
-            str(entry.number),
-            f"{datetime.fromtimestamp(entry.at).astimezone():%Y-%m-%d %H:%M:%S}",
-            *(entry.rollout or "-", from_to(entry), state, escape(entry.words), entry.who),
-        )
-    return table
+def history(entries: Sequence[Entry]) -> list[str]:
+    """The ledger for a person, one line an entry, the oldest first."""
+    widest = max((len(entry.rollout) for entry in entries), default=0)
+    return [
+        f"{entry.number:4}  {datetime.fromtimestamp(entry.at).astimezone():%Y-%m-%d %H:%M:%S}  "
+        f"{entry.rollout:{widest}}  {from_to(entry):9}  {entry.state or entry.kind:12}  {entry.words} ({entry.who})"
+        for entry in entries
+    ]
 
 
 def from_to(entry: Entry) -> str:

@@ -58,6 +58,7 @@ class Run:
         self.tell(entry, None, self.steps)
         while entry.state not in (*ENDED, "HELD"):
             entry = self.write(entry, self._next(entry))
+            self.tell(entry, None, self.steps)
         return entry
 
     def write(self, entry: Entry, move: Move) -> Entry:
@@ -70,7 +71,6 @@ class Run:
                 self.began = time.monotonic()
             entry = writer.append(moved(entry, move))
             self.driver.ask(entry.model, machine.traffic(entry, self.steps))
-        self.tell(entry, None, self.steps)
         return entry
 
     def _next(self, entry: Entry) -> Move:

@@ -1,6 +1,7 @@
 """A rollout in a process of its own that kills itself: `python -m tests.integration.killed_rollout VERSION STATE STEP`.
 
-VERSION 0 goes on with what was left. Every step is found good at once. Nothing is killed at a STATE that never comes.
+VERSION 0 goes on with what was left. Every step is found good at once, or bad where STATE is ROLLING_BACK. Nothing is
+killed at a STATE that never comes.
 """
 
 import os
@@ -10,17 +11,19 @@ from collections.abc import Sequence
 
 from deploy.rollout import here
 from deploy.rollout.policy import Policy
-from deploy.rollout.record import Entry, Step, Verdict
+from deploy.rollout.record import Entry, Outcome, Step, Verdict
+from deploy.rollout.run import Judge
 from deploy.settings import read_settings
 
 POLICY = Policy(steps=tuple(Step(weight=weight, seconds=1, requests=1, give_up_seconds=60) for weight in (5, 100)))
 
 
-def good(entry: Entry, *, canary_since: float, at: float, lost_readiness: str) -> Verdict:
-    outcome = "roll back" if lost_readiness else "promote"
-    return Verdict(
-        outcome=outcome, words=lost_readiness or "good", checks=(), step=entry.step or 0, since=canary_since, at=at
-    )
+def judging(outcome: Outcome) -> Judge:
+    def judged(entry: Entry, *, canary_since: float, at: float, lost_readiness: str) -> Verdict:
+        words = lost_readiness or f"told to {outcome}"
+        return Verdict(outcome=outcome, words=words, checks=(), step=entry.step or 0, since=canary_since, at=at)
+
+    return judged
 
 
 def main(version: int, state: str, step: int | None) -> None:
@@ -31,7 +34,8 @@ def main(version: int, state: str, step: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     endpoint = here.endpoint(settings, "flights", tell=tell, policy=POLICY)
-    endpoint.judging = lambda _: good
+    outcome: Outcome = "roll back" if state == "ROLLING_BACK" else "promote"
+    endpoint.judging = lambda _: judging(outcome)
     ended = endpoint.roll_out(here.release(settings, "flights", version)) if version else endpoint.resume()
     sys.stdout.write(f"{ended.state}\n")
 

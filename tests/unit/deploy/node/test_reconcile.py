@@ -10,7 +10,7 @@ from deploy.errors import LoadFailed
 from deploy.node.desired import Actual, Desired, DesiredEndpoint, Mirror
 from deploy.node.envoy import Edge
 from deploy.node.layout import Layout
-from deploy.node.reconcile import Loaded, Reconciler
+from deploy.node.reconcile import Loaded, Overtaken, Reconciler, unless
 from deploy.node.torchserve import Management
 from monitoring.profile import Profile
 from tests.unit.deploy.node.conftest import DIGESTS
@@ -188,3 +188,75 @@ def test_explainer_before_stays_until_the_next_one_is_ready_or_has_failed(
     assert found.endpoints[0].explainer is not None
     assert found.endpoints[0].explainer.reason == "gradients do not explain this model"
     assert explained(reconciler, endpoint) is None
+
+
+def test_work_is_given_up_when_there_is_a_newer_state_and_only_then() -> None:
+    async def overtaken_by(event: asyncio.Event, work: str) -> str:
+        ends: list[str] = []
+
+        async def working() -> None:
+            try:
+                await asyncio.sleep({"long": 60, "short": 0, "failing": 0}[work])
+            except asyncio.CancelledError:
+                ends.append("given up")
+                raise
+            if work == "failing":
+                raise LoadFailed("it does not load")
+            ends.append("done")
+
+        try:
+            await unless(event, working())
+        except (Overtaken, LoadFailed) as error:
+            ends.append(type(error).__name__)
+        return ", ".join(ends)
+
+    async def ends() -> list[str]:
+        never, soon = asyncio.Event(), asyncio.Event()
+        asyncio.get_running_loop().call_later(0.01, soon.set)
+        return [
+            await overtaken_by(soon, "long"),
+            await overtaken_by(never, "short"),
+            await overtaken_by(never, "failing"),
+        ]
+
+    assert asyncio.run(ends()) == ["given up, Overtaken", "done", "LoadFailed"]
+
+
+def test_what_needs_no_loading_is_in_force_before_anything_is_loaded(
+    reconciler: Reconciler, endpoint: DesiredEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights move back to version 1 although version 2 is still being loaded, and nobody waits for that."""
+    done: list[str] = []
+
+    async def route(endpoints: tuple[DesiredEndpoint, ...]) -> None:
+        done.append(" ".join(f"{one.version}:{one.weight}" for one in endpoints[0].versions))
+
+    async def ensure(_model: str, version: int, _digest: str) -> None:
+        done.append(f"load {version}")
+
+    monkeypatch.setattr(reconciler, "_route", route)
+    monkeypatch.setattr(reconciler, "_ensure", ensure)
+    reconciler.loaded["flights", 2].profile = None
+    wanted = tuple(v.model_copy(update={"weight": 100 * (v.version == 1)}) for v in endpoint.versions)
+    back = endpoint.model_copy(update={"versions": wanted})
+    asyncio.run(reconciler.reconcile(Desired(endpoints=(back,))))
+    assert done[0] == "1:100 3:0"
+    assert "load 2" in done[1:]
+
+
+def test_a_node_that_starts_within_a_rollout_serves_the_champion_before_the_candidate_is_loaded(
+    reconciler: Reconciler, endpoint: DesiredEndpoint
+) -> None:
+    def routable(ready: set[int]) -> dict[int, int] | None:
+        for version in (1, 2, 3):
+            profile = Profile(rows=0, features=()) if version in ready else None
+            reconciler.loaded["flights", version].profile = profile
+        found = reconciler._routable(endpoint.model_copy(update={"fallback": 1}))
+        return {one.version: one.weight for one in found.versions} if found else None
+
+    reconciler.routed = ()
+    assert routable({2}) is None
+    assert routable({1}) == {1: 100}
+    assert routable({1, 2}) == {1: 90, 2: 10}
+    reconciler.routed = (endpoint,)
+    assert routable({1}) == {1: 90, 2: 10, 3: 0}  # as it was, where something was: a fall-back answers meanwhile
