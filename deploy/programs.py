@@ -67,7 +67,7 @@ def _mlflow(settings: Settings) -> Program:
     return Program(
         name="mlflow",
         command=(
-            *(sys.executable, "-m", "mlflow", "server"),
+            *(sys.executable, "-m", "model_store.mlflow_server", "server"),
             *("--host", "127.0.0.1", "--port", str(settings.mlflow_port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{settings.mlflow_dir}/mlflow.db"),
             *("--serve-artifacts", "--artifacts-destination", str(settings.mlflow_dir / "artifacts")),

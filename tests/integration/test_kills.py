@@ -17,6 +17,9 @@ from tests.bench.rollout.ground import FAST, Ground, golden_rows
 from tests.bench.rollout.kills import VICTIMS, Case, killed, users
 from tests.integration.conftest import Lab, wait_until_ready
 
+BACK_WITHIN_SECONDS = 100
+"""Whatever else the machine does meanwhile; the bar is the bench's."""
+
 pytestmark = pytest.mark.timeout(600)  # whole rollouts, and a node that starts anew
 
 
@@ -43,5 +46,5 @@ def load(ground: Ground) -> Iterator[Load]:
 # What happens to the command is in test_rollout.py.
 @pytest.mark.parametrize("victim", [victim for victim in VICTIMS if victim != "command"])
 def test_a_death_in_the_middle_of_a_rollout(ground: Ground, load: Load, victim: str) -> None:
-    found = killed(ground, load, Case(victim, "JUDGING"))
+    found = killed(ground, load, Case(victim, "JUDGING"), BACK_WITHIN_SECONDS)
     assert found.problems == ()

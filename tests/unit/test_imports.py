@@ -23,7 +23,7 @@ ALLOWED = {
 # Where a package of others may be imported.
 CONFINED = {
     "grafana_api": ("monitoring.grafana",),
-    "mlflow": ("model_store.registry", "model_store.rollout_runs", "deploy.mlflow_plugin"),
+    "mlflow": ("model_store.mlflow_server", "model_store.registry", "model_store.rollout_runs", "deploy.mlflow_plugin"),
     "torch": ("handlers", "model_store"),
 }
 # Not in the base install: `shipway --help` must work without them.

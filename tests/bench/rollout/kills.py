@@ -30,7 +30,7 @@ STATES: tuple[State, ...] = ("PENDING", "CANARY", "JUDGING", "ROLLING_BACK")
 # By what stands in a process's command line.
 VICTIMS = {
     "command": None,
-    "mlflow": "-m mlflow server",
+    "mlflow": "mlflow.server.fastapi_app",
     "prometheus": "prometheus --config.file",
     "candidate's worker": "model_service_worker",
     "jvm": "org.pytorch.serve.ModelServer",
@@ -119,7 +119,7 @@ def users(ground: Ground) -> Iterator[Load]:
         yield load
 
 
-def killed(ground: Ground, load: Load, case: Case) -> Found:
+def killed(ground: Ground, load: Load, case: Case, back_within_seconds: float = BACK_WITHIN_SECONDS) -> Found:
     """Roll version 2 out, kill the victim in this state, look, and end the rollout. Afterwards version 1 serves."""
     settings, begun = ground.settings, time.time()
     ledger = ground.endpoint.ledger
@@ -136,7 +136,7 @@ def killed(ground: Ground, load: Load, case: Case) -> Found:
     failed = sum(one.status != 200 for one in seen)
     if case.victim in HARMLESS and failed:
         problems.append(f"{failed} requests failed")
-    if back > BACK_WITHIN_SECONDS:
+    if back > back_within_seconds:
         problems.append(f"it served again after {back:.1f} s")
     problems += orphans
     _reset(ground)
