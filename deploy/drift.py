@@ -219,11 +219,14 @@ def examine(prometheus: Prometheus, asked: Question) -> Drift:
     )
 
 
-def read_edges(archives_dir: Path, model: str, version: int) -> Edges:
-    """Edges from the profile in the version's archive; empty where no readable archive is, and words do without."""
+def read_edges(archives_dir: Path, model: str, version: int, digest: str | None = None) -> Edges:
+    """Edges from the profile in the version's archive; empty where no readable archive is, and words do without.
+
+    `digest`: of the archive that is meant, where a version was packaged more than once; the newest one otherwise.
+    """
     with contextlib.suppress(NotPackaged, ModelStoreError, OSError, KeyError, ProfileInvalid):
-        archive = archives_dir / archive_name(model, version, packaged_digest(archives_dir, model, version))
-        profile = Profile.from_json(read_member(archive, "profile.json"))
+        found = digest or packaged_digest(archives_dir, model, version)
+        profile = Profile.from_json(read_member(archives_dir / archive_name(model, version, found), "profile.json"))
         return {(one.name, one.kind): one.edges for one in profile.features}
     return {}
 

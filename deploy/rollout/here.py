@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.errors import NotPackaged
 from deploy.node import desired
@@ -38,7 +39,7 @@ def endpoint(
         locks_dir=settings.rollouts_dir,
         packaged=lambda version: release(settings, model, version),
         read_policy=configured,
-        judging=_Judging(settings.prometheus_url),
+        judging=_Judging(settings.prometheus_url, settings.archives_dir),
         tell=tell,
         wish=wish,
     )
@@ -49,11 +50,12 @@ class _Judging:
     """Imported when something is judged: going back needs none of it."""
 
     url: str
+    archives_dir: Path
 
     def __call__(self, policy: Policy) -> Judge:
         from deploy.rollout.judging import by_prometheus
 
-        return by_prometheus(self.url, policy)
+        return by_prometheus(self.url, policy, self.archives_dir)
 
 
 def release(settings: Settings, model: str, version: int | str) -> Release:
