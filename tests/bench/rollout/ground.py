@@ -59,7 +59,7 @@ def open_ground(policy: Mapping[str, Any] = FAST) -> Iterator[Ground]:
     """In a directory of its own, of which nothing is left afterwards, and no process either."""
     os.environ.update(ENVIRONMENT)  # before mlflow is imported, here and in what is started
     directory = Path(tempfile.mkdtemp(prefix="sr-", dir="/tmp"))  # short, for unix sockets
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port")
+    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     policy_file = directory / "rollouts.yaml"
     policy_file.write_text(yaml.safe_dump({"defaults": dict(policy)}))
