@@ -76,6 +76,8 @@ class BaseHandler(ABC):
     device = "cpu"
     workers = 1
     """How many share this machine's processors for this version."""
+    # None in a process that answers and nothing else, like a rehearsal.
+    _drift: DriftCounter | None = None
     _teller: Teller | None = None
     _capture: Capture | None = None
     explains = False
@@ -292,7 +294,7 @@ class BaseHandler(ABC):
     def _count(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
         """Counting must never cost an answer: a fault in it is itself counted, and logged."""
         clients = [not item.call.replay for item in items]
-        if not any(clients):
+        if self._drift is None or not any(clients):
             return
         try:
             if not all(clients):
@@ -308,7 +310,7 @@ class BaseHandler(ABC):
 
     def _check_profile(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
         """ArchiveUnusable for a golden set whose rows cannot be counted, so that such a version is never ready."""
-        if not self._drift.measures or not any(item.call.replay for item in items):
+        if self._drift is None or not self._drift.measures or not any(item.call.replay for item in items):
             return
         try:
             self._drift.found(self.measure(inputs, outputs))
