@@ -47,7 +47,9 @@ SHADOW = "shadow"
 """What it says of a copy of a client's request, whose answer nobody sees."""
 
 NO_ID = "-"
-REPLAY = {CALL_HEADER: f"{NO_ID} {HTTP}", REPLAY_HEADER: "1"}
+BY_NODE = "1"
+"""What it says of a request of the node itself."""
+REPLAY = {CALL_HEADER: f"{NO_ID} {HTTP}", REPLAY_HEADER: BY_NODE}
 """Headers with which the node itself asks for a prediction that is not counted."""
 
 MAX_GRPC_MESSAGE_BYTES = 1024

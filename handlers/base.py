@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from handlers import server
-from handlers.answer import EXPLAINER, GRPC, HTTP, NO_ID, ROWS, SHADOW, Answer, Call, fail
+from handlers.answer import BY_NODE, EXPLAINER, GRPC, HTTP, NO_ID, ROWS, SHADOW, Answer, Call, fail
 from handlers.bucketing import in_calls
 from handlers.capture import Asked, Capture, capture_of
 from handlers.errors import (
@@ -310,7 +310,7 @@ class BaseHandler(ABC):
 
     def _check_profile(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
         """ArchiveUnusable for a golden set whose rows cannot be counted, so that such a version is never ready."""
-        if self._drift is None or not self._drift.measures or not any(item.call.replay for item in items):
+        if self._drift is None or not self._drift.measures or BY_NODE not in [item.call.replay for item in items]:
             return
         try:
             self._drift.found(self.measure(inputs, outputs))

@@ -64,7 +64,7 @@ def test_a_slow_version_is_slow_for_clients_alone(start: Start) -> None:
 
 
 def test_a_leak_keeps_memory_up_to_its_limit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "LEAK_BYTES", size := 2**22)
+    monkeypatch.setattr(faults, "LEAK_BYTES", size := 33 * 2**20)  # more than malloc ever reuses
     monkeypatch.setattr(faults, "LEAK_LIMIT_BYTES", 10 * size)
     kind = subclass()
     faults.leaking(kind)
