@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Coroutine
@@ -100,6 +101,7 @@ class Reconciler:
     routed: tuple[DesiredEndpoint, ...] = ()
     overtaken: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there is a newer desired state, so that nobody waits for a version that is being loaded."""
+    _routing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def reconcile(self, desired: Desired) -> None:
         """One pass. A version that cannot be loaded is FAILED, with its reason, and the rest goes on.
@@ -111,10 +113,12 @@ class Reconciler:
         # What needs no loading is done first: a rollback must not wait until another version is loaded.
         await self._route_ready(desired)
         # Explainers come last, because predictions must not wait for them.
-        for some in (versions, explainers):
-            for (model, version), digest in some.items():
-                await self._ensure(model, version, digest)
-                await self._route_ready(desired)
+        for some in (_busiest_first(desired, versions), explainers):
+            slots = asyncio.Semaphore(len(os.sched_getaffinity(0)))  # starting a worker keeps a processor busy
+            ensuring = (self._ensure_routed(desired, key, digest, slots) for key, digest in some.items())
+            for failed in await asyncio.gather(*ensuring, return_exceptions=True):
+                if failed is not None:
+                    raise failed
         wanted = versions | explainers
         for key in [key for key in self.loaded if key not in wanted and key not in _named(self.routed)]:
             await self._unload(self.loaded[key])
@@ -181,6 +185,14 @@ class Reconciler:
             return None
         loaded = self.loaded.get(key) or Loaded(*key, "")
         return ActualExplainer(version=loaded.version, state=loaded.state, reason=loaded.reason)
+
+    async def _ensure_routed(self, desired: Desired, key: Key, digest: str, slots: asyncio.Semaphore) -> None:
+        """Load one version and route it at once, whatever else is being loaded."""
+        async with slots:
+            if self.overtaken.is_set():
+                raise Overtaken
+            await self._ensure(*key, digest)
+        await self._route_ready(desired)
 
     async def _ensure(self, model: str, version: int, digest: str) -> None:
         current = self.loaded.get((model, version))
@@ -307,7 +319,8 @@ class Reconciler:
         return before if before in ready else None
 
     async def _route_ready(self, desired: Desired) -> None:
-        await self._route(tuple(found for endpoint in desired.endpoints if (found := self._routable(endpoint))))
+        async with self._routing:
+            await self._route(tuple(found for endpoint in desired.endpoints if (found := self._routable(endpoint))))
 
     async def _route(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         if endpoints == self.routed:
@@ -389,6 +402,12 @@ def describe(loaded: Loaded) -> dict[str, object]:
 def _named(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
     versions = {(endpoint.model, v.version) for endpoint in endpoints for v in endpoint.versions}
     return versions | {key for endpoint in endpoints if (key := _explainer(endpoint))}
+
+
+def _busiest_first(desired: Desired, digests: dict[Key, str]) -> dict[Key, str]:
+    """The versions in the order of their traffic: where there are more than processors, users wait for the others."""
+    weights = {(endpoint.model, v.version): v.weight for endpoint in desired.endpoints for v in endpoint.versions}
+    return {key: digests[key] for key in sorted(digests, key=lambda key: -weights[key])}
 
 
 def _without(endpoint: DesiredEndpoint, ready: set[int]) -> DesiredEndpoint:

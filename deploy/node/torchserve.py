@@ -100,6 +100,8 @@ def command(layout: Layout, options: Options) -> list[str]:
         str(JAVA),
         f"-Xmx{options.heap_mib}m",
         "-XX:+UseSerialGC",  # a heap of this size and two cores: least memory, no collector threads
+        # No request passes through it, so nothing is worth the time that its second compiler takes at the start.
+        "-XX:TieredStopAtLevel=1",
         "-XX:+ExitOnOutOfMemoryError",
         "--enable-native-access=ALL-UNNAMED",
         "--sun-misc-unsafe-memory-access=allow",
