@@ -1,5 +1,6 @@
 """Envoy's admin socket: what is active, what is in flight, and the two calls that drain it."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ class Admin:
                 return response.status == 200
         except aiohttp.ClientError:
             return False
+
+    async def wait_until_live(self) -> None:
+        """Return once it is. The caller watches the process and the clock."""
+        while not await self.live():
+            await asyncio.sleep(0.05)
 
     async def active_clusters(self) -> set[str]:
         """Names of the dynamic clusters that requests can go to now."""

@@ -1,14 +1,20 @@
-"""Child processes that die with the launcher, and whose death it hears of."""
+"""Child processes that die with the launcher, and that it starts again when they die before it."""
 
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
+SOON_SECONDS = 5.0
+"""Who dies within this time of its start has died for good: to start it again would not help."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,10 +35,50 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
         await self.process.wait()
 
+    def death(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        if self.process.returncode is None:
+            return ""
+        return f"{self.name} ended with {self.process.returncode}: " + " | ".join(self.last_lines(5))
+
     def last_lines(self, count: int = 12) -> list[str]:
         with contextlib.suppress(OSError):
             return self.log.read_text(errors="replace").splitlines()[-count:]
         return []
+
+
+@dataclass
+class Kept:
+    """A program that is started again whenever it dies, until it dies for good."""
+
+    child: Child
+    start: Callable[[], Awaitable[Child]]
+
+    async def keep(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do the work, anew after each start; return when the program has died for good. Raises what the work raises.
+
+        A work that is not done when the program dies is cancelled.
+        """
+        while True:
+            started = time.monotonic()
+            tasks = working, dying = asyncio.create_task(work()), asyncio.create_task(self.child.process.wait())
+            try:
+                await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+                if working.done():
+                    working.result()
+                    await dying
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            if time.monotonic() - started < SOON_SECONDS:
+                return
+            logger.error("%s and is started again", self.child.death())
+            await self.child.stop(0)  # what it had started, too
+            self.child = await self.start()
+
+    async def stop(self, grace_seconds: float) -> None:
+        await self.child.stop(grace_seconds)
 
 
 async def start(

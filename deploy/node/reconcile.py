@@ -123,6 +123,26 @@ class Reconciler:
         for key in [key for key in self.loaded if key not in wanted and key not in _named(self.routed)]:
             await self._unload(self.loaded[key])
 
+    def workers_died(self) -> None:
+        """TorchServe is being started, so it has no worker. Routes stay: requests wait, or go to the fall-back."""
+        for loaded in list(self.loaded.values()):
+            if loaded.proven:
+                loaded.state, loaded.reason = "LOADING", "TorchServe died and is being started again"
+            else:
+                self.places.close(*loaded.key)
+                del self.loaded[loaded.key]
+        self.publish()
+
+    async def register_again(self) -> None:
+        """Give a TorchServe that was started again what it had: the archives are verified, unpacked, and proven."""
+        for loaded in self.loaded.values():
+            await self.management.register(self._directory(loaded).name)
+
+    @property
+    def all_alive(self) -> bool:
+        """Whether every version that was proven has a worker, as far as is known."""
+        return all(loaded.state == "READY" for loaded in self.loaded.values() if loaded.proven)
+
     async def check_workers(self) -> None:
         """A version without a single live worker is not ready; one that has them back is."""
         for loaded in list(self.loaded.values()):

@@ -60,7 +60,7 @@ def configuration(layout: Layout, ports: Ports, options: Options) -> str:
     lines = {
         "inference_address": f"unix:{layout.inference_socket}",
         "management_address": f"unix:{layout.management_socket}",
-        "metrics_address": f"unix:{layout.root / 'metrics.sock'}",
+        "metrics_address": f"unix:{_metrics_socket(layout)}",
         "grpc_inference_address": "127.0.0.1",
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": ports.grpc_inference,
@@ -122,6 +122,8 @@ def command(layout: Layout, options: Options) -> list[str]:
 
 
 async def start(layout: Layout, options: Options) -> children.Child:
+    for left in (layout.inference_socket, layout.management_socket, _metrics_socket(layout), layout.torchserve / KEYS):
+        left.unlink(missing_ok=True)  # by one that was killed
     ports = Ports(*free_ports(2))
     (layout.torchserve / CONFIGURATION).write_text(configuration(layout, ports, options))
     (layout.torchserve / LOGGING).write_text(files("deploy.node").joinpath(LOGGING).read_text())
@@ -218,6 +220,10 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def _metrics_socket(layout: Layout) -> Path:
+    return layout.root / "metrics.sock"
 
 
 def _home() -> Path:
