@@ -53,6 +53,7 @@ class Kept:
 
     child: Child
     start: Callable[[], Awaitable[Child]]
+    soon_seconds: float = SOON_SECONDS
 
     async def keep(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Do the work, anew after each start; return when the program has died for good. Raises what the work raises.
@@ -71,7 +72,7 @@ class Kept:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
-            if time.monotonic() - started < SOON_SECONDS:
+            if time.monotonic() - started < self.soon_seconds:
                 return
             logger.error("%s and is started again", self.child.death())
             await self.child.stop(0)  # what it had started, too

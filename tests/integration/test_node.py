@@ -19,6 +19,7 @@ import grpc
 import psutil
 import pytest
 
+from deploy.node.children import SOON_SECONDS
 from deploy.node.desired import Desired, read_actual, serve, write_state
 from deploy.node.launcher import ACCESS_LOG_BYTES
 from deploy.settings import Settings
@@ -213,14 +214,47 @@ def test_everything_dies_with_a_killed_launcher(lab: Lab, free_ports: Ports) -> 
         assert alive == []
 
 
-@pytest.mark.parametrize("program", ["envoy", "ModelServer"])
-def test_the_node_ends_when_a_program_of_it_dies(lab: Lab, free_ports: Ports, program: str) -> None:
+def killed(running: RunningNode, program: str) -> psutil.Process:
+    """Kill a program of the node, not too soon after its start; its successor."""
+    (victim,) = running.children(program)
+    wait_for(lambda: time.time() - victim.create_time() > SOON_SECONDS + 1, 60)
+    victim.kill()
+
+    def successor() -> psutil.Process | None:
+        return next((child for child in running.children(program) if child.pid != victim.pid), None)
+
+    return wait_for(successor, 30)
+
+
+@pytest.mark.parametrize("program", ["envoy -c", "ModelServer"])
+def test_a_program_that_dies_is_started_again_with_what_it_had(lab: Lab, free_ports: Ports, program: str) -> None:
+    with node(lab, free_ports(2), lab.desired(50, 50)) as running:
+        wait_until_ready(running.settings, 2)
+        killed(running, program)
+        wait_for(lambda: statuses(running, lab) == {200}, 60)
+        wait_until_ready(running.settings, 2)
+        assert versions_of(running.port, lab.row(), 40).keys() == {"1", "2"}
+        assert running.process.poll() is None
+        write_state(running.settings.desired_file, lab.desired(0, 100))  # it still obeys
+        wait_for(lambda: versions_of(running.port, lab.row(), 20) == {"2": 20}, 30)
+
+
+def statuses(running: RunningNode, lab: Lab) -> set[int]:
+    try:
+        return {post(running.port, "/predictions/flights", lab.row())[0] for _ in range(5)}
+    except OSError:  # nobody listens
+        return set()
+
+
+@pytest.mark.parametrize("program", ["envoy -c", "ModelServer"])
+def test_the_node_ends_when_a_program_of_it_dies_for_good(lab: Lab, free_ports: Ports, program: str) -> None:
     with node(lab, free_ports(2), Desired()) as running:
         wait_until_ready(running.settings, 0)
+        second = killed(running, program)
         children = psutil.Process(running.process.pid).children(recursive=True)
-        running.children(program)[0].kill()
+        second.kill()
         assert running.process.wait(30) == 1
-        assert "a program of the node died" in log_of(running)
+        assert "a program of the node died for good" in log_of(running)
         assert psutil.wait_procs(children, timeout=15)[1] == []
 
 

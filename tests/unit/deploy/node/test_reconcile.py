@@ -244,6 +244,82 @@ def test_what_needs_no_loading_is_in_force_before_anything_is_loaded(
     assert "load 2" in done[1:]
 
 
+def test_versions_are_loaded_at_once_those_with_most_traffic_first(
+    reconciler: Reconciler, endpoint: DesiredEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    routed: list[str] = []
+
+    async def ensure(_model: str, version: int, _digest: str) -> None:
+        begun.append(version)
+        if len(begun) < 2:
+            await asyncio.wait_for(second.wait(), 10)  # for ever, if one were loaded after the other
+        second.set()
+
+    async def route(_endpoints: tuple[DesiredEndpoint, ...]) -> None:
+        routed.append("routes")
+
+    second = asyncio.Event()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(reconciler, "_ensure", ensure)
+    monkeypatch.setattr(reconciler, "_route", route)
+    wanted = tuple(
+        v.model_copy(update={"weight": weight}) for v, weight in zip(endpoint.versions, (10, 0, 90), strict=True)
+    )
+    asyncio.run(reconciler.reconcile(Desired(endpoints=(endpoint.model_copy(update={"versions": wanted}),))))
+    assert begun == [3, 1, 2]
+    assert len(routed) == 4  # before all, and after each
+
+
+def test_newer_state_keeps_those_from_being_loaded_that_wait_for_a_processor(
+    reconciler: Reconciler, endpoint: DesiredEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    async def ensure(_model: str, version: int, _digest: str) -> None:
+        begun.append(version)
+        reconciler.overtaken.set()
+
+    async def route(_endpoints: tuple[DesiredEndpoint, ...]) -> None:
+        pass
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(reconciler, "_ensure", ensure)
+    monkeypatch.setattr(reconciler, "_route", route)
+    with pytest.raises(Overtaken):
+        asyncio.run(reconciler.reconcile(Desired(endpoints=(endpoint,))))
+    assert begun == [1]
+
+
+def test_torchserve_that_was_started_again_is_given_what_was_proven(
+    reconciler: Reconciler, endpoint: DesiredEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was not is loaded from its archive once more; the routes stay as they are."""
+    registered: list[str] = []
+    closed: list[tuple[str, int]] = []
+
+    class TorchServe(Workers):
+        async def register(self, archive: str) -> None:
+            registered.append(archive)
+
+    class Sockets:
+        def close(self, model: str, version: int) -> None:
+            closed.append((model, version))
+
+    monkeypatch.setattr(reconciler, "management", TorchServe())
+    monkeypatch.setattr(reconciler, "places", Sockets())
+    reconciler.loaded["flights", 3].profile = None
+    reconciler.workers_died()
+    assert not reconciler.all_alive
+    assert actual(reconciler, endpoint).reason.startswith("flights version 1 is LOADING: TorchServe died")
+    asyncio.run(reconciler.register_again())
+    assert [name.rpartition("-")[0] for name in registered] == ["flights-1", "flights-2"]
+    assert closed == [("flights", 3)]
+    assert reconciler.routed == (endpoint,)
+    asyncio.run(reconciler.check_workers())
+    assert reconciler.all_alive
+
+
 def test_a_node_that_starts_within_a_rollout_serves_the_champion_before_the_candidate_is_loaded(
     reconciler: Reconciler, endpoint: DesiredEndpoint
 ) -> None:
