@@ -19,6 +19,7 @@
     │   ├── RolloutRuns         another process carries out the endpoint's rollout
     │   ├── NothingToResume     the endpoint's last rollout has ended
     │   ├── AlreadyServes       the version has the traffic already
+    │   ├── BreaksClients       clients could not ask the version as they ask the one that serves
     │   ├── NoGoodVersion       the ledger knows no version to go back to
     │   ├── RollbackFailed      the version to go back to could not be had
     │   ├── TakenOver           somebody else has taken the rollout in hand meanwhile
@@ -45,6 +46,7 @@
 None of them knows about HTTP or the terminal; `deploy.cli.main` is the one place that prints them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -184,6 +186,16 @@ class NothingToResume(RolloutError):
 class AlreadyServes(RolloutError):
     def __init__(self, model: str, version: int) -> None:
         super().__init__(f"{model} version {version} has the traffic already; name another version")
+
+
+class BreaksClients(RolloutError):
+    def __init__(self, model: str, version: int, problems: Sequence[str]) -> None:
+        self.problems = problems
+        super().__init__(
+            f"{model} version {version} would break clients:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + f"\nSee what else changes: shipway plan {model} {version}; or roll it out all the same: --allow-breaking"
+        )
 
 
 class NoGoodVersion(RolloutError):

@@ -1,26 +1,16 @@
 """The command `shipway plan`."""
 
 import json
-import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy.rollout.commands import version_or_alias
 from deploy.settings import Settings
 
 if TYPE_CHECKING:
     from deploy.rollout.record import Release
-
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_ALIAS = re.compile(r"@[A-Za-z0-9_-]+")
-
-
-def _version(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not (_VERSION.fullmatch(value) or _ALIAS.fullmatch(value)):
-        raise click.BadParameter(f"{value!r} is neither a version, such as 7, nor an alias, such as @challenger")
-    return value
 
 
 @click.command(
@@ -28,7 +18,7 @@ def _version(_: click.Context, __: click.Parameter, value: str) -> str:
     "prints Markdown for a pull request. Exit code 0: safe; 3: answers change, or are missing; 4: clients would break."
 )
 @click.argument("name")
-@click.argument("version", callback=_version)
+@click.argument("version", callback=version_or_alias, metavar="VERSION|@ALIAS")
 @click.option(
     "--against", type=click.IntRange(min=1), help="The version to compare with.  [default: the one with most traffic]"
 )
@@ -46,16 +36,19 @@ def _version(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.option("--show-inputs", is_flag=True, help="Show the inputs of the worst rows, but never those that are masked.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.pass_obj
-def plan(settings: Settings, /, name: str, version: str, against: int | None, *, as_json: bool, **asked: Any) -> None:
+def plan(
+    settings: Settings, /, name: str, version: int | str, against: int | None, *, as_json: bool, **asked: Any
+) -> None:
     """Say what VERSION (or @ALIAS) of the model NAME would change for its clients, without any traffic."""
     from deploy.node.capturing import capture_plan
     from deploy.planning.forecast import Places, Question, ask_both, forecast
     from deploy.planning.markdown import markdown
+    from deploy.rollout import here
 
     question = Question(
         model=name,
         champion=_champion(settings, name, against),
-        candidate=_candidate(settings, name, version),
+        candidate=here.release(settings, name, version),
         **asked,
     )
     places = Places(
@@ -68,29 +61,11 @@ def plan(settings: Settings, /, name: str, version: str, against: int | None, *,
 
 def _champion(settings: Settings, name: str, against: int | None) -> "Release":
     from deploy.errors import NothingServed
-    from deploy.node.desired import read_desired
-    from deploy.rollout.record import Release
+    from deploy.rollout import here
 
     if against is not None:
-        return _packaged(settings.archives_dir, name, against)
-    endpoint = read_desired(settings.desired_file).endpoint(name)
-    if endpoint is None:
+        return here.release(settings, name, against)
+    champion = here.endpoint(settings, name).driver.serving(name).champion
+    if champion is None:
         raise NothingServed(name, settings.desired_file)
-    champion = max(endpoint.versions, key=lambda version: version.weight)
-    return Release(version=champion.version, digest=champion.digest)
-
-
-def _candidate(settings: Settings, name: str, version: str) -> "Release":
-    if not version.startswith("@"):
-        return _packaged(settings.archives_dir, name, int(version))
-    from model_store.registry import Registry
-
-    resolved = Registry(settings.mlflow_uri).resolve(f"models:/{name}{version}")
-    return _packaged(settings.archives_dir, name, resolved.version)
-
-
-def _packaged(archives_dir: Path, name: str, version: int) -> "Release":
-    from deploy.packaged import packaged_digest
-    from deploy.rollout.record import Release
-
-    return Release(version=version, digest=packaged_digest(archives_dir, name, version))
+    return champion

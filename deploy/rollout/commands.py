@@ -10,15 +10,19 @@ import sys
 import click
 from rich.console import Console
 
+from deploy.rollout.record import Entry
 from deploy.settings import Settings
 
 HELD, ROLLED_BACK = 3, 4
+WORST = 5
+"""Disagreements that are told."""
 
 pass_settings = click.make_pass_decorator(Settings)
 json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs.")
 
 
-def _version_or_alias(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+def version_or_alias(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
+    """A version as a number, an alias as it is."""
     if value is None or re.fullmatch(r"@[^/@]+", value):
         return value
     if re.fullmatch(r"[1-9][0-9]*", value):
@@ -35,14 +39,23 @@ def _percent(_: click.Context, __: click.Parameter, value: str) -> int:
 
 @click.command()
 @click.argument("name")
-@click.argument("version", required=False, callback=_version_or_alias, metavar="[VERSION|@ALIAS]")
+@click.argument("version", required=False, callback=version_or_alias, metavar="[VERSION|@ALIAS]")
 @click.option("--shadow", default="0%", callback=_percent, help="First copy this share of the requests, like 20%.")
+@click.option("--allow-breaking", is_flag=True, help="Also where the champion's clients would break: see plan.")
 @click.option("--resume", is_flag=True, help="Go on with the rollout that was left or held.")
 @click.option("--yes", "-y", is_flag=True, help="Ask nothing: Ctrl-C rolls back at once.")
 @json_lines
 @pass_settings
 def rollout(
-    settings: Settings, name: str, version: int | str | None, shadow: int, *, resume: bool, yes: bool, as_json: bool
+    settings: Settings,
+    name: str,
+    version: int | str | None,
+    shadow: int,
+    *,
+    allow_breaking: bool,
+    resume: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Move the model NAME to VERSION or @ALIAS in judged steps, or take it back."""
     if resume == (version is not None):
@@ -59,10 +72,14 @@ def rollout(
     with interrupts.heard(), display(Console(), as_json=as_json) as tell:
         endpoint = here.endpoint(settings, name, tell=tell, wish=interrupts.wish)
         try:
-            entry = endpoint.resume() if candidate is None else endpoint.roll_out(candidate, shadow)
+            if candidate is None:
+                entry = endpoint.resume()
+            else:
+                entry = endpoint.roll_out(candidate, shadow, allow_breaking=allow_breaking)
         except TakenOver as error:
             click.echo(f"shipway: {error}", err=True)
             sys.exit(ROLLED_BACK)
+    _tell_disagreements(settings, entry, as_json=as_json)
     if entry.state == "HELD":
         click.echo(
             f"The traffic stays as it is. Judge on with: shipway rollout {name} --resume; "
@@ -70,6 +87,22 @@ def rollout(
             err=True,
         )
     sys.exit({"HELD": HELD, "ROLLED_BACK": ROLLED_BACK}.get(entry.state or "", 0))
+
+
+def _tell_disagreements(settings: Settings, entry: Entry, *, as_json: bool) -> None:
+    """Of the requests that were copied to the candidate."""
+    from deploy.node.agreement import read_disagreements
+    from deploy.rollout.display import disagreements
+
+    try:
+        found = read_disagreements(settings.disagreements_file, entry.model)
+    except (OSError, ValueError):  # the node's to put right, and nothing hangs on it
+        return
+    worst = [one for one in found if entry.candidate and one.copied_to == entry.candidate.version][:WORST]
+    if as_json and worst:
+        click.echo(json.dumps({"disagreements": [one.model_dump(mode="json") for one in worst]}))
+    elif worst:
+        click.echo("\n".join(disagreements(worst)))
 
 
 @click.command()
@@ -100,7 +133,7 @@ def history(settings: Settings, name: str, *, as_json: bool) -> None:
 
     entries = Ledger(settings.rollouts_dir, name).entries()
     if as_json:
-        click.echo(json.dumps([entry.model_dump() for entry in entries], indent=2))
+        click.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
     elif entries:
         click.echo("\n".join(display.history(entries)))
     else:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console, Group
@@ -16,6 +17,9 @@ from rich.text import Text
 
 from deploy.rollout.record import ENDED, Entry, Release, Step, Verdict
 from deploy.rollout.run import Tell
+
+if TYPE_CHECKING:
+    from deploy.node.agreement import Disagreement
 
 _COLOURS = {"passed": "green", "failed": "red", "undecided": "yellow", "no data": "yellow", "not asked": "dim"}
 
@@ -41,10 +45,10 @@ class JsonLines:
     def __call__(self, entry: Entry, verdict: Verdict | None, _: Sequence[Step]) -> None:
         if verdict is None:
             self._seen = None
-            click.echo(json.dumps({"entry": entry.model_dump()}))
+            click.echo(json.dumps({"entry": entry.model_dump(mode="json")}))
         elif (states := _states(verdict)) != self._seen:
             self._seen = states
-            click.echo(json.dumps({"verdict": verdict.model_dump()}))
+            click.echo(json.dumps({"verdict": verdict.model_dump(mode="json")}))
 
 
 @dataclass
@@ -90,6 +94,15 @@ def history(entries: Sequence[Entry]) -> list[str]:
         f"{entry.number:4}  {datetime.fromtimestamp(entry.at).astimezone():%Y-%m-%d %H:%M:%S}  "
         f"{entry.rollout:{widest}}  {from_to(entry):9}  {entry.state or entry.kind:12}  {entry.words} ({entry.who})"
         for entry in entries
+    ]
+
+
+def disagreements(found: "Sequence[Disagreement]") -> list[str]:
+    """Requests that two versions answered differently, one line each."""
+    return ["Where the candidate disagrees, and was surest:"] + [
+        f"  {one.prediction_id}  version {one.answered_by} {', '.join(one.answered)}; version {one.copied_to} "
+        f"{', '.join(one.copied)} ({one.sure:.0%} sure)"
+        for one in found
     ]
 
 

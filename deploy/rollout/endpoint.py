@@ -7,11 +7,19 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.errors import AlreadyServes, NoGoodVersion, NothingToResume, RollbackFailed, RolloutRuns, RolloutUnfinished
+from deploy.errors import (
+    AlreadyServes,
+    BreaksClients,
+    NoGoodVersion,
+    NothingToResume,
+    RollbackFailed,
+    RolloutRuns,
+    RolloutUnfinished,
+)
 from deploy.rollout import machine
 from deploy.rollout.driver import Driver
 from deploy.rollout.interrupts import Wish
@@ -38,12 +46,18 @@ class Endpoint:
     read_policy: Callable[[], Policy]
     """Called when something is to be judged: a mistake in it must stop nobody from going back."""
     judging: Callable[[Policy], Judge]
+    breaking: Callable[[Release, Release], Sequence[str]]
+    """What would break the clients of the first release where the second answers them."""
     tell: Tell = lambda *_: None
     wish: Callable[[], Wish] = lambda: ""
     began: float = field(default_factory=time.monotonic)
 
-    def roll_out(self, candidate: Release, shadow: int = 0) -> Entry:
-        """Move the endpoint to `candidate` in judged steps; returns the entry that ends it, or holds it."""
+    def roll_out(self, candidate: Release, shadow: int = 0, *, allow_breaking: bool = False) -> Entry:
+        """Move the endpoint to `candidate` in judged steps; returns the entry that ends it, or holds it.
+
+        Raises:
+            BreaksClients: the champion's clients could not ask the candidate as they ask now.
+        """
         with self._alone():
             run = self._run(shadow)
             with self.ledger.writing() as writer:
@@ -51,6 +65,8 @@ class Endpoint:
                 champion = self._current(writer)
                 if champion and champion.version == candidate.version:
                     raise AlreadyServes(self.model, champion.version)
+                if champion and not allow_breaking and (problems := self.breaking(champion, candidate)):
+                    raise BreaksClients(self.model, candidate.version, problems)
                 words = f"load version {candidate.version}" + (
                     f" beside version {champion.version}" if champion else "; nothing is in service"
                 )

@@ -40,6 +40,7 @@ def endpoint(
         packaged=lambda version: release(settings, model, version),
         read_policy=configured,
         judging=_Judging(settings.prometheus_url, settings.archives_dir),
+        breaking=_Breaking(settings.archives_dir, model),
         tell=tell,
         wish=wish,
     )
@@ -56,6 +57,19 @@ class _Judging:
         from deploy.rollout.judging import by_prometheus
 
         return by_prometheus(self.url, policy, self.archives_dir)
+
+
+@dataclass(frozen=True)
+class _Breaking:
+    """Imported when a version is rolled out, likewise."""
+
+    archives_dir: Path
+    model: str
+
+    def __call__(self, champion: Release, candidate: Release) -> tuple[str, ...]:
+        from deploy.rollout.compatibility import breaking_changes
+
+        return breaking_changes(self.archives_dir, self.model, champion, candidate)
 
 
 def release(settings: Settings, model: str, version: int | str) -> Release:

@@ -47,6 +47,8 @@ class Bench:
     """Versions that do not load, and why."""
     unready: dict[int, str] = field(default_factory=dict)
     """Versions that were loaded and lost their workers, and why; no reason for one that is being loaded."""
+    breaking: tuple[str, ...] = ()
+    """What would break the champion's clients."""
     wishes: list[Wish] = field(default_factory=list)
     """What the person wants, look by look."""
     kill_at: int | None = None
@@ -74,6 +76,7 @@ class Bench:
             packaged=lambda version: {1: ONE, 2: TWO, 3: THREE}[version],
             read_policy=lambda: POLICY,
             judging=lambda _: self.judge,
+            breaking=lambda *_: self.breaking,
             tell=lambda entry, found, _: self.tell(entry, found),
             wish=lambda: self.wishes.pop(0) if self.wishes else "",
         )

@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from deploy.rollout.display import display, history
+from deploy.node.agreement import Disagreement
+from deploy.rollout.display import disagreements, display, history
 from deploy.rollout.record import Check, CheckState, Entry, State, Verdict
 from tests.unit.deploy.rollout.bench import MODEL, ONE, POLICY, TWO
 
@@ -80,6 +81,21 @@ def test_a_terminal_shows_step_traffic_checks_and_the_time_left() -> None:
     assert "errors     passed     2 of 400 [0.5%]" in shown
     assert "nothing is mirrored" in shown
     assert "step 2 of 3  50% of traffic" in shown
+
+
+def test_disagreements_say_who_told_the_user_what() -> None:
+    one = Disagreement(
+        prediction_id="1795000000.250000-0b6c9d1e-8f2a-4c3d",
+        answered_by=1,
+        copied_to=2,
+        answered=("late",),
+        copied=("on time",),
+        rows=3,
+        sure=0.97,
+    )
+    head, line = disagreements([one])
+    assert head.startswith("Where the candidate disagrees")
+    assert line == f"  {one.prediction_id}  version 1 late; version 2 on time (97% sure)"
 
 
 def test_history_says_in_which_direction_traffic_moved() -> None:

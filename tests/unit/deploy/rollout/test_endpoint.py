@@ -9,6 +9,7 @@ import pytest
 
 from deploy.errors import (
     AlreadyServes,
+    BreaksClients,
     LeftUnfinished,
     NoGoodVersion,
     NothingToResume,
@@ -107,6 +108,14 @@ def test_the_first_version_has_nothing_to_be_compared_with(tmp_path: Path) -> No
     assert bench.states == ["PENDING", "READY", "PROMOTED"]
     assert "nothing to compare it with" in entry.words
     assert bench.weights() == {1: 100}
+
+
+def test_a_version_that_would_break_clients_is_refused_unless_that_is_allowed(bench: Bench) -> None:
+    bench.breaking = ("the input delay is gone",)
+    with pytest.raises(BreaksClients, match=r"the input delay is gone\n.*shipway plan flights 2; .*--allow-breaking"):
+        bench.endpoint.roll_out(TWO)
+    assert (bench.states, bench.weights()) == (["PROMOTED"], {1: 100})
+    assert bench.endpoint.roll_out(TWO, allow_breaking=True).state == "PROMOTED"
 
 
 def test_a_version_that_does_not_load_is_taken_back_with_the_nodes_reason(bench: Bench) -> None:
