@@ -51,14 +51,14 @@ class Range:
     """By kind."""
 
     def exercise(self, kind: str) -> Outcome:
-        """Roll a version of this kind out, and take back what is held."""
+        """Roll a version of this kind out, and take back what is held or promoted: the next one meets the same."""
         endpoint, started = self.endpoint, time.monotonic()
         with self.load.labelling(kind in LABELLED):
             entry = endpoint.roll_out(self.releases[kind])
         seconds = time.monotonic() - started
         entries = [one for one in endpoint.ledger.entries() if one.rollout == entry.rollout]
         found = harm(self.load.seen(entries[0].at), entries, self.policy)
-        if entry.state == "HELD":
+        if entry.state in ("HELD", "PROMOTED"):
             endpoint.roll_back()
         verdicts = [one.verdict for one in entries if one.verdict]
         return Outcome(kind, expected(kind, self.policy), entry, verdicts[-1] if verdicts else None, found, seconds)
