@@ -21,6 +21,7 @@ from deploy.rollout.run import Tell
 if TYPE_CHECKING:
     from deploy.node.agreement import Disagreement
 
+_OPEN = ("undecided", "no data", "not asked")
 _COLOURS = {"passed": "green", "failed": "red", "undecided": "yellow", "no data": "yellow", "not asked": "dim"}
 
 
@@ -53,7 +54,7 @@ class JsonLines:
 
 @dataclass
 class PlainLines:
-    """A line for each entry, and for each check whose state has changed."""
+    """A line for each entry, and for each check whose state has changed from nothing being known."""
 
     console: Console
     _seen: dict[str, str] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class PlainLines:
             return
         states = _states(verdict)
         for check in verdict.checks:
-            if states[check.name] != self._seen.get(check.name) and check.state != "not asked":
+            if states[check.name] != self._seen.get(check.name, check.state if check.state in _OPEN else ""):
                 self._say(f"{clock(verdict.at)}  {'':12}  {check.name}: {check.state}, {check.words}")
         self._seen = states
 

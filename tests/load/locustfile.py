@@ -25,6 +25,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 from deploy import stack
+from deploy.node.desired import read_actual
 from deploy.settings import read_settings
 from model_store import flights
 
@@ -34,8 +35,17 @@ PREPARED_REQUESTS = 500
 LARGEST_REQUEST_ROWS = 8
 TIMEOUT_SECONDS = 10
 
-STATUS = stack.status(read_settings())
-VERSIONS = {str(one.version) for one in STATUS.models if one.model == MODEL and one.state == "READY"}
+SETTINGS = read_settings()
+STATUS = stack.status(SETTINGS)
+
+
+def ready_versions() -> set[str]:
+    actual = read_actual(SETTINGS.actual_file)
+    endpoints = [one for one in (actual.endpoints if actual else ()) if one.model == MODEL]
+    return {str(version.version) for one in endpoints for version in one.versions if version.state == "READY"}
+
+
+VERSIONS = ready_versions()
 if not VERSIONS:
     sys.exit(f"No version of the model {MODEL} is in service at {STATUS.urls['http']}: run make demo first.")
 
@@ -99,6 +109,8 @@ def fault(probabilities: list[float], shape: list[int], rows: int, headers: Mapp
         return f"probabilities lie between 0 and 1; found {probabilities}"
     if headers.get("x-shipway-model") != MODEL:
         return f"x-shipway-model should be {MODEL}; found {headers.get('x-shipway-model')}"
+    if headers.get("x-shipway-version") not in VERSIONS:
+        VERSIONS.update(ready_versions())  # a rollout may have begun
     if headers.get("x-shipway-version") not in VERSIONS:
         return f"x-shipway-version should be one of {sorted(VERSIONS)}; found {headers.get('x-shipway-version')}"
     return None

@@ -54,7 +54,6 @@ def test_plain_output_has_one_line_for_each_change() -> None:
             tell(each, found, POLICY.steps)
     assert [line.split(maxsplit=1)[1] for line in output.getvalue().splitlines()] == [
         "JUDGING       words of JUDGING [5%]",
-        "errors: undecided, 2 of 400 [0.5%]",
         "errors: passed, 2 of 400 [0.5%]",
         "CANARY        words of CANARY [5%]",
     ]
