@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,12 +105,12 @@ def wrong(handler: Handler) -> None:
 
 
 class _NoAnswer(Answer):
-    def __init__(self) -> None:
-        """Nothing to say."""
+    """Nothing to say: the worker's server takes that for the edge's hanging up, and closes the connection."""
 
-    @property
-    def status(self) -> int:  # type: ignore[override]
-        """The worker's server takes it for the edge's hanging up, and closes the connection."""
+    def __init__(self) -> None: ...
+
+    def __getattribute__(self, name: str) -> Any:
+        """Whatever the server wants of it first."""
         raise ConnectionResetError
 
 

@@ -1,6 +1,7 @@
 """Faults of a drill: each is there for clients, and none for the node's own replay of the golden set."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ from handlers import faults
 from handlers.answer import REPLAY_HEADER, ROWS, SHADOW, Call
 from handlers.answer import Answer as Sent
 from handlers.base import Array, BaseHandler
+from handlers.server import _Connection
 from handlers.tabular import TabularHandler
 from tests.unit.handlers.tiny import GOOD, Answer, Request, ask, oip_grpc, oip_json, replayed, rows
 
@@ -98,11 +100,13 @@ def answers_of(handler: BaseHandler, *, replay: bool) -> Iterator[Sent]:
 
 
 def resets(answer: Sent) -> bool:
-    """Whether the worker's server closes the connection: it takes this error for the edge's."""
-    try:
-        return answer.status != 200
-    except ConnectionResetError:
-        return True
+    """Whether the worker's server closes the connection, and goes on: it takes this error for the edge's."""
+    edge, worker = socket.socketpair()
+    with edge, worker:
+        try:
+            return not _Connection(worker).send(answer)
+        except ConnectionResetError:
+            return True
 
 
 def test_a_worker_dies(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
