@@ -46,7 +46,7 @@ drift-bench: $(INSTALLED) programs ## False alarms, delays and costs of drift mo
 drift-study: $(INSTALLED) programs ## Replay seven months of flights through the node: when are summer and September seen?
 	$(BIN)/python -m tests.bench.study $(DRIFT_STUDY)
 
-rollout-bench: $(INSTALLED) ## What the gate does with good and bad canaries, and what users see of rollouts, against bars (ROLLOUT_BENCH=--help)
+rollout-bench: $(INSTALLED) programs ## What the gate does with good and bad canaries, and what users see of rollouts, against bars (ROLLOUT_BENCH=--help)
 	$(BIN)/python -m tests.bench.rollout $(ROLLOUT_BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff

@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -35,6 +34,7 @@ from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
 from model_store.signing import create_key
 from model_store.training import train
+from tests.waiting import wait_for
 
 READY_WITHIN_SECONDS = 120.0
 
@@ -185,18 +185,6 @@ def wait_until_ready(settings: Settings, versions: int) -> Actual:
         return actual if served == versions else None
 
     return wait_for(ready, READY_WITHIN_SECONDS)
-
-
-T = TypeVar("T")
-
-
-def wait_for(condition: Callable[[], T | None], within_seconds: float) -> T:
-    """The first true value of `condition`; AssertionError with the last value otherwise."""
-    deadline = time.monotonic() + within_seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within_seconds} s: {found!r}"
-        time.sleep(0.05)
-    return found
 
 
 def samples(settings: Settings) -> dict[str, float]:

@@ -21,7 +21,7 @@ from monitoring.alertmanager import alertmanager_file
 from monitoring.config import Config
 from monitoring.names import EDGE_OVERFLOWS
 from monitoring.rules.file import rule_file
-from tests.integration.conftest import wait_for
+from tests.waiting import wait_for
 
 WITHIN_SECONDS = 60
 

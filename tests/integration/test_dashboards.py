@@ -25,8 +25,9 @@ from monitoring.config import Config
 from monitoring.dashboards.catalogue import dashboards
 from monitoring.rules.file import rule_file
 from tests.integration.clients import call, post
-from tests.integration.conftest import Lab, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, wait_until_ready
 from tests.integration.test_node import grpc_request
+from tests.waiting import wait_for
 
 SEEN_WITHIN_SECONDS = 60.0
 PAUSE_SECONDS = 0.1

@@ -11,7 +11,8 @@ from deploy import stack
 from deploy.node.desired import Desired, read_actual, serve, write_state
 from tests.integration import clients
 from tests.integration.clients import Load, Tally, post
-from tests.integration.conftest import Lab, RunningNode, node, samples, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, RunningNode, node, samples, wait_until_ready
+from tests.waiting import wait_for
 
 Ports = Callable[[int], list[int]]
 

@@ -14,8 +14,9 @@ from sklearn.metrics import confusion_matrix
 from handlers.protocol.messages import SERVICE, ModelInferRequest, ModelInferResponse
 from model_store.flights import CLASSES
 from tests.integration.clients import post
-from tests.integration.conftest import Lab, RunningNode, node, samples, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, RunningNode, node, samples, wait_until_ready
 from tests.unit.deploy.node.postgresql import server
+from tests.waiting import wait_for
 
 Ports = Callable[[int], list[int]]
 FEEDBACK = "/feedback"

@@ -27,7 +27,8 @@ from handlers.protocol.messages import ModelInferRequest
 from model_store.archive import archive_name, signature_path
 from tests.integration import clients
 from tests.integration.clients import Load, Tally, post
-from tests.integration.conftest import Lab, RunningNode, node, samples, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, RunningNode, node, samples, wait_until_ready
+from tests.waiting import wait_for
 
 Ports = Callable[[int], list[int]]
 BATCH = 64

@@ -18,8 +18,9 @@ from deploy.settings import Settings
 from handlers.captured import CapturedRequest
 from handlers.protocol.messages import SERVICE
 from tests.integration.clients import post
-from tests.integration.conftest import Lab, node, samples, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, node, samples, wait_until_ready
 from tests.integration.test_node import grpc_request, worker_of
+from tests.waiting import wait_for
 
 Ports = Callable[[int], list[int]]
 SECRET = 4321.0

@@ -16,7 +16,8 @@ from tritonclient.utils import triton_to_np_dtype
 
 from handlers.protocol.messages import SERVICE, ModelInferRequest
 from tests.integration.clients import call, post
-from tests.integration.conftest import Lab, samples, wait_for
+from tests.integration.conftest import Lab, samples
+from tests.waiting import wait_for
 
 PROVENANCE = ("x-shipway-model", "x-shipway-version", "x-shipway-digest", "x-shipway-prediction-id", "x-request-id")
 INFER = "/v2/models/flights/infer"

@@ -19,7 +19,8 @@ from model_store.package import package
 from model_store.worker_plan import WorkerPlan
 from tests.integration import clients
 from tests.integration.clients import Load, Tally
-from tests.integration.conftest import Lab, RunningNode, node, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, RunningNode, node, wait_until_ready
+from tests.waiting import wait_for
 
 Ports = Callable[[int], list[int]]
 

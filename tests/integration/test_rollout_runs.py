@@ -20,8 +20,8 @@ from deploy.rollout.record import Entry, Release
 from deploy.settings import Settings
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.rollout_runs import EXPERIMENT, RolloutRuns
-from tests.integration.conftest import wait_for
 from tests.unit.deploy.rollout.stories import CANDIDATE, CHAMPION, entry, ledger, rolled_back
+from tests.waiting import wait_for
 
 START_SECONDS = 120.0
 

@@ -28,9 +28,10 @@ from deploy.scopes import SCOPES, Scope
 from deploy.settings import Settings
 from handlers.protocol.messages import SERVICE, ModelInferRequest
 from tests.integration.clients import post
-from tests.integration.conftest import Lab, node, wait_for, wait_until_ready
+from tests.integration.conftest import Lab, node, wait_until_ready
 from tests.integration.test_protocols import INFER, close, inputs
 from tests.unit.deploy.node.secured_edge import Issuer, replace, write_jwks
+from tests.waiting import wait_for
 
 Ports = Callable[[int], list[int]]
 PREDICT = "/predictions/flights"

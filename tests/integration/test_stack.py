@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -21,6 +20,7 @@ from deploy.settings import Settings
 from deploy.supervision import Supervisor, socket_path
 from monitoring.config import Config
 from monitoring.rules.file import rule_file
+from tests.waiting import wait_for
 
 
 def quiet() -> Console:
@@ -43,13 +43,6 @@ def pids(settings: Settings) -> dict[str, int | None]:
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return str(answer.read().decode())
-
-
-def wait_for(condition: Callable[[], object], within_seconds: float) -> None:
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_seconds} s"
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from model_store.archive import read_member
 from monitoring import names
 from monitoring.profile import Profile
 from tests.integration.clients import call, post
-from tests.integration.conftest import Lab, samples, wait_for
+from tests.integration.conftest import Lab, samples
 from tests.integration.test_node import grpc_request
+from tests.waiting import wait_for
 
 VERSION = 'model="flights",version="1"'
 

@@ -78,12 +78,12 @@ def gate(seed: int, rollouts: int = ROLLOUTS) -> Iterator[Finding]:
     promoted = found[healthy].requests[found[healthy].outcome == ENDS.index("promote")]
     yield _requests(f"requests of the canary until promotion, {healthy.name}", promoted)
     yield _share(worse, found[worse], "promote", 0.05, at_most=True)
-    yield _share(worse, found[worse], "roll back")
+    yield _share(worse, found[worse], "roll back", 0.85)
     caught = found[broken].requests[found[broken].outcome == ENDS.index("roll back")]
-    yield _share(broken, found[broken], "roll back")
+    yield _share(broken, found[broken], "roll back", 0.99)
     yield _requests(f"requests of the canary until taken back, {broken.name}", caught, 40)
-    yield _share(same, found[same], "roll back")
-    yield _share(same, found[same], "promote")
+    yield _share(same, found[same], "roll back", 0.05, at_most=True)
+    yield _share(same, found[same], "promote", 0.8)
     yield from _fixed_threshold(np.random.default_rng([seed, 0]), (healthy, worse, broken), rollouts)
 
 
@@ -105,13 +105,12 @@ def _together(policy: Policy, canary: Canary, random: np.random.Generator, rollo
     going = np.arange(rollouts)
     for step in range(len(policy.steps)):
         began, waiting, passed = totals.copy(), going, []
-        for block in range(MOST_REQUESTS // BLOCK):
+        for _ in range(MOST_REQUESTS // BLOCK):
             counts = totals[:, waiting] + _requests_of(canary, policy.steps[step].weight, random, len(waiting))
             failed, done = decide(policy, step, counts, counts - began[:, waiting])
             ended = failed | done
-            if block == 0:
-                first = slice(replayed)
-                _replay(policy, step, counts[:, first], began[:, waiting[first]], failed[first], done[first])
+            first = waiting < replayed
+            _replay(policy, step, counts[:, first], began[:, waiting[first]], failed[first], done[first])
             last = np.where(ended.any(axis=1), ended.argmax(axis=1), BLOCK - 1)
             rows = np.arange(len(waiting))
             totals[:, waiting, 0] = counts[:, rows, last]

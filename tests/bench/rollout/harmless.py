@@ -42,7 +42,7 @@ def harmless(ground: Ground, console: Console, requests: int = REQUESTS) -> list
     for words in failed:
         console.log(words, markup=False)
     return [
-        Finding("requests over HTTP and gRPC during rollouts and rollbacks", sent, "requests", bar=requests),
+        Finding("requests over HTTP and gRPC during rollouts and rollbacks", sent, "requests"),
         Finding("of those failed", failures, "requests", bar=0, at_most=True),
         Finding("warm rollback, the slowest", max(warm), "s", bar=WARM_SECONDS, at_most=True),
         Finding("cold rollback, the slowest", max(cold), "s", bar=COLD_SECONDS, at_most=True),

@@ -22,22 +22,24 @@ from deploy.rollout import here
 from deploy.rollout.ledger import unfinished
 from deploy.rollout.machine import serves
 from deploy.rollout.record import ENDED, Entry, State
+from deploy.settings import Settings
 from tests.bench.findings import Finding
 from tests.bench.rollout.ground import MODEL, Ground
 
 STATES: tuple[State, ...] = ("PENDING", "CANARY", "JUDGING", "ROLLING_BACK")
 """In which a rollout can be found; the others last no longer than it takes to write the next."""
 # By what stands in a process's command line.
+CANDIDATES_WORKER = "candidate's worker"
 VICTIMS = {
     "command": None,
     "mlflow": "mlflow.server.fastapi_app",
     "prometheus": "prometheus --config.file",
-    "candidate's worker": "model_service_worker",
+    CANDIDATES_WORKER: "model_service_worker",
     "jvm": "org.pytorch.serve.ModelServer",
     "envoy": "envoy",
     "launcher": "-m deploy.cli node",
 }
-HARMLESS = ("command", "mlflow", "prometheus", "candidate's worker")
+HARMLESS = ("command", "mlflow", "prometheus", CANDIDATES_WORKER)
 """Whose death costs no user an answer."""
 BACK_WITHIN_SECONDS = 15.0
 RATE = 40.0
@@ -129,7 +131,7 @@ def killed(ground: Ground, load: Load, case: Case, back_within_seconds: float = 
         at = time.time()
         _kill(ground, command, case.victim)
         back = _back(ground, load, at)
-        orphans = _orphans(settings.state_dir)
+        orphans = _orphans(settings)
         end = _ended(ground, command, case)
     problems = list(_wrong(ground, case, end))
     seen = load.seen(begun)
@@ -179,20 +181,20 @@ def _kill(ground: Ground, command: "subprocess.Popen[bytes]", victim: str) -> No
         command.kill()
         command.wait()
         return
-    processes = _processes(ground, part)
-    if victim == "candidate's worker":
-        processes = [one for one in processes if f"{MODEL}-{ground.second.version}-" in one.cwd()]
-    for process in processes:
-        process.kill()
+    # The candidate's worker is not there from the first moment of PENDING on.
+    _wait(f"a process of {victim} to kill", lambda: _killed(ground, part, candidate=victim == CANDIDATES_WORKER))
 
 
-def _processes(ground: Ground, part: str) -> list[psutil.Process]:
-    found = []
+def _killed(ground: Ground, part: str, *, candidate: bool) -> int:
+    """How many were killed of those whose command line has this part."""
+    killed = 0
     for process in marked(ground.settings.state_dir):
         with contextlib.suppress(psutil.Error):
-            if part in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+            ours = part in " ".join(process.cmdline())
+            if ours and (not candidate or f"{MODEL}-{ground.second.version}-" in process.cwd()):
+                process.kill()
+                killed += 1
+    return killed
 
 
 def _desired(ground: Ground) -> dict[int, int]:
@@ -233,14 +235,16 @@ def _sharing(weights: dict[int, int]) -> dict[int, int]:
     return {version: weight for version, weight in weights.items() if weight}
 
 
-def _orphans(state_dir: Path) -> tuple[str, ...]:
-    """Processes of the stack that no supervisord is above of."""
-    processes = {one.pid: one for one in marked(state_dir)}
+def _orphans(settings: Settings) -> tuple[str, ...]:
+    """Processes of the stack that no supervisord is above of; Envoy, whose environment is empty, by its files."""
+    processes = {one.pid: one for one in marked(settings.state_dir)}
     found = []
-    for process in processes.values():
-        with contextlib.suppress(psutil.NoSuchProcess):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
-            if process.ppid() not in processes and "supervisord" not in words and "shipway rollout" not in words:
+            ours = process.pid in processes or str(settings.run_dir) in words
+            of_command = "supervisord" in words or "shipway rollout" in words
+            if ours and process.ppid() not in processes and not of_command:
                 found.append(f"orphan {process.pid}: {words[:100]}")
     return tuple(found)
 

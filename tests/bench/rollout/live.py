@@ -50,6 +50,8 @@ def live(ground: Ground, console: Console, repetitions: int = REPETITIONS) -> It
 def _decided_after_seconds(place: Range) -> float:
     """How long after the answer with which Wald's test fails an erring version is rolled back."""
     policy, outcome = place.policy, place.exercise("erring")
+    if outcome.problems:
+        raise RuntimeError(f"an erring version was not found out: {'; '.join(outcome.problems)}")
     entries = [one for one in place.endpoint.ledger.entries() if one.rollout == outcome.entry.rollout]
     begun, decided = (next(one.at for one in entries if one.state == state) for state in ("JUDGING", "ROLLING_BACK"))
     candidate = outcome.entry.candidate
@@ -63,4 +65,6 @@ def _decided_after_seconds(place: Range) -> float:
         p0=policy.errors.p0, p1=policy.errors.p1,
         false_alarm=statistics.step_false_alarm(policy.false_alarm, 0), missed=policy.missed,
     )  # fmt: skip
+    if not test.failed.any():
+        raise RuntimeError(f"errors did not decide: {'; '.join(outcome.because)}")
     return decided - answers[int(np.argmax(test.failed))][0]

@@ -17,10 +17,10 @@ from deploy.courier import LARGEST_MESSAGE_BYTES
 from deploy.programs import environment
 from deploy.rollout.ledger import Ledger
 from deploy.settings import Settings
-from tests.integration.conftest import wait_for
 from tests.unit.deploy.rollout.stories import ledger, rolled_back
 from tests.unit.deploy.rollout.test_alerts import alert, message
 from tests.unit.monitoring.grafana_stub import ADMIN, Stub, running
+from tests.waiting import wait_for
 
 WITHIN_SECONDS = 60.0
 
@@ -122,7 +122,8 @@ def test_it_is_small_and_ends_with_what_it_started(courier: Courier) -> None:
     assert process.memory_info().rss < 100 * 2**20
     assert "torch" not in str(process.memory_maps())
     assert courier.settings.courier_token.stat().st_mode & 0o777 == 0o600
-    started = process.children(recursive=True)
+    courier.tell(message(alert(fingerprint="of its end")))  # there is something to deliver
+    started = wait_for(lambda: process.children(recursive=True), WITHIN_SECONDS)
     courier.process.send_signal(signal.SIGTERM)
     assert courier.process.wait(timeout=20) == 0
     _, left = psutil.wait_procs(started, timeout=10)

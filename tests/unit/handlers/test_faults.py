@@ -42,7 +42,7 @@ def test_a_share_of_clients_gets_an_error(
     fault(kind)
     handler = start(kind)
     assert share(ask(handler, *(replayed(oip_json(GOOD[0])) for _ in range(20))), 200) == 1
-    answers = ask(handler, *(PROTOCOLS[at % 2](GOOD[0]) for at in range(REQUESTS)))
+    answers = ask(handler, *(PROTOCOLS[at % len(PROTOCOLS)](GOOD[0]) for at in range(REQUESTS)))
     assert share(answers, status) == pytest.approx(faults.SHARE, abs=0.15)  # five standard deviations
     assert share(answers, 200) == pytest.approx(1 - share(answers, status))
     assert {answer.error for answer in answers if answer.status == status} == {words}

@@ -22,6 +22,7 @@ from deploy.node.envoy import Edge
 from deploy.node.layout import Layout
 from deploy.node.security import Security, security
 from deploy.settings import Settings
+from tests import waiting
 from tests.unit.deploy.node.real_edge import RealEdge, real_edge
 
 ISSUER, AUDIENCE = "https://issuer.example", "shipway"
@@ -87,11 +88,8 @@ class SecuredEdge:
 
 
 def wait_for(condition: Callable[[], T]) -> T:
-    deadline = time.monotonic() + TAKEN_UP_WITHIN_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {TAKEN_UP_WITHIN_SECONDS} s"
-        time.sleep(0.02)
-    return found
+    """The first true value, as soon as a replaced file must be taken up."""
+    return waiting.wait_for(condition, TAKEN_UP_WITHIN_SECONDS)
 
 
 @contextmanager

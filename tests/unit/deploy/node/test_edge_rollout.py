@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from handlers.answer import CALL_HEADER, REPLAY_HEADER, SHADOW
 from tests.unit.deploy.node.conftest import DIGESTS, let_go
 from tests.unit.deploy.node.real_edge import RealEdge, real_edge, wait_for_line
 from tests.unit.deploy.node.test_edge_protocols import INFER, call, infer
+from tests.waiting import wait_for
 
 LIMIT = 1 << 20
 ASKED = 60
@@ -57,11 +57,7 @@ def counted(real: RealEdge) -> dict[str, float]:
 
 def until_counted(real: RealEdge, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """Envoy's threads bring their counts together now and then, and copies take their time."""
-    deadline = time.monotonic() + 20
-    while not condition(found := counted(real)):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
-    return found
+    return wait_for(lambda: found if condition(found := counted(real)) else None, 20)
 
 
 def lost(version: int) -> str:
@@ -168,19 +164,24 @@ def test_copies_are_a_share_and_carry_the_predictions_id(rollout: RealEdge) -> N
     assert counted(rollout)[answered(3)] == before[answered(3)]
 
 
-def test_copies_that_fail_or_are_slow_are_seen_by_nobody(rollout: RealEdge) -> None:
+def test_copies_that_fail_are_seen_by_nobody(rollout: RealEdge) -> None:
     before = counted(rollout)
     for _ in range(20):
         assert rollout.ask("POST", SHARED[0], b"{}", x_test_reset="flights/3").status == 200
     failed = answered(3, 503, metric="edge_shadow_requests")
     found = until_counted(rollout, lambda found: found[failed] > before[failed])
     assert found[answered(3, 503)] == 0
-    assert found['shipway_edge_shadow_request_seconds_count{model="flights",version="3"}'] > 0
 
 
 def test_pinned_requests_are_not_copied(rollout: RealEdge) -> None:
     rollout.copies.clear()
     for _ in range(20):
         rollout.ask("POST", "/predictions/flights/1", b"pinned")
-    rollout.ask("POST", SHARED[0], b"last")
-    assert b"pinned" not in str(rollout.copies).encode()
+
+    def last() -> bool:
+        """Copies come later than answers, and one that came after those comes later than theirs."""
+        rollout.ask("POST", SHARED[0], b"last")
+        return "last" in [copy["body"] for copy in rollout.copies]
+
+    wait_for(last, 20)
+    assert {copy["body"] for copy in rollout.copies} == {"last"}

@@ -31,6 +31,7 @@ from monitoring.profile import Feature, Profile
 from monitoring.rff import CUT, DIMENSIONS, Rff, digest
 from tests.unit.deploy.node.conftest import DIGESTS, let_go
 from tests.unit.deploy.node.real_edge import RealEdge, real_edge
+from tests.waiting import wait_for
 
 PROFILE = Profile(
     rows=10,
@@ -187,13 +188,6 @@ def until_counted(real: RealEdge, series: str, value: float) -> dict[str, float]
     raise AssertionError(f"{series} is {found.get(series)}, not {value}; there are {sorted(found)}")
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_statistics_of_a_real_envoy_have_our_names(real: RealEdge) -> None:
     for path, times in (("/predictions/flights", 3), ("/predictions/flights/2", 2), ("/nowhere", 1)):
         for _ in range(times):
@@ -268,8 +262,11 @@ def test_every_metric_that_is_declared_is_exported_and_no_other(real: RealEdge, 
     worker.captured("kept")  # which a node counts where it may
     real.ask("POST", "/predictions/flights", b"{}")
     # Not the number: copies are as many as the requests of other tests.
-    until(
-        lambda: 'shipway_edge_shadow_request_seconds_count{model="flights",version="2"}' in samples(scrape(real.layout))
+    wait_for(
+        lambda: (
+            'shipway_edge_shadow_request_seconds_count{model="flights",version="2"}' in samples(scrape(real.layout))
+        ),
+        15,
     )
     declared = {metric.name: metric for metric in vars(names).values() if isinstance(metric, names.Metric)}
     for metric in BY_OTHERS:
