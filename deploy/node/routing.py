@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from deploy.errors import StateFileInvalid
-from deploy.node.desired import Desired, DesiredEndpoint, DesiredVersion, Digest, Frozen, Mirror, Peer, read_state
+from deploy.node.desired import Desired, DesiredVersion, Digest, Frozen, Mirror, Peer, read_state
 from deploy.node.serves import Serves
 from deploy.node.user_files import identity
 
@@ -87,5 +87,5 @@ def _beside(alone: Desired, canary: Canary | None) -> Desired:
         DesiredVersion(version=canary.version, digest=canary.digest, weight=canary.weight, peer=peer),
     )
     mirror = Mirror(version=canary.version, percent=canary.mirror) if canary.mirror else None
-    changes = {"versions": versions, "fallback": own.version, "mirror": mirror}
-    return Desired(endpoints=(DesiredEndpoint.model_validate(endpoint.model_copy(update=changes)),))
+    beside = {"versions": versions, "fallback": own.version, "mirror": mirror}
+    return Desired(endpoints=(endpoint.model_copy(update=beside),))

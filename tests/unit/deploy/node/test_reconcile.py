@@ -8,7 +8,7 @@ import pytest
 
 from deploy.errors import LoadFailed
 from deploy.node.agreement import Agreement
-from deploy.node.desired import Actual, Desired, DesiredEndpoint, Mirror
+from deploy.node.desired import Actual, Desired, DesiredEndpoint, Mirror, Peer
 from deploy.node.envoy import Edge
 from deploy.node.layout import Layout
 from deploy.node.reconcile import Loaded, Overtaken, Reconciler, unless
@@ -321,3 +321,54 @@ def test_a_node_that_starts_within_a_rollout_serves_the_champion_before_the_cand
     assert routable({1, 2}) == {1: 90, 2: 10}
     reconciler.routed = (endpoint,)
     assert routable({1}) == {1: 90, 2: 10, 3: 0}  # as it was, where something was: a fall-back answers meanwhile
+
+
+@pytest.fixture
+def beside(endpoint: DesiredEndpoint) -> DesiredEndpoint:
+    """Version 1 is here, and 2 on other nodes."""
+    own, other = endpoint.versions[:2]
+    away = other.model_copy(update={"peer": Peer(host="flights-canary", port=8081)})
+    return endpoint.model_copy(update={"versions": (own, away), "fallback": 1})
+
+
+def test_readiness_depends_on_no_other_node(reconciler: Reconciler, beside: DesiredEndpoint) -> None:
+    del reconciler.loaded["flights", 2]
+    assert reconciler._routable(beside) == beside
+    reconciler.routed = (beside,)
+    found = actual(reconciler, beside)
+    assert found.ready
+    assert [(v.version, v.weight, v.state) for v in found.endpoints[0].versions] == [(1, 90, "READY"), (2, 10, "READY")]
+    # Neither on the way there nor back.
+    alone = beside.model_copy(update={"versions": (beside.versions[0].model_copy(update={"weight": 100}),)})
+    assert actual(reconciler, alone).ready
+    reconciler.routed = (alone,)
+    found = actual(reconciler, beside)
+    assert found.ready
+    assert [(v.version, v.weight, v.state) for v in found.endpoints[0].versions] == [
+        (1, 100, "READY"),
+        (2, 0, "LOADING"),
+    ]
+    reconciler.loaded["flights", 1].profile = None
+    reconciler.routed = ()
+    assert reconciler._routable(beside) is None
+    assert not actual(reconciler, beside).ready
+
+
+def test_other_nodes_versions_are_never_loaded_here(
+    reconciler: Reconciler, beside: DesiredEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+
+    async def ensure(_model: str, version: int, _digest: str) -> None:
+        loaded.append(version)
+
+    async def route(_endpoints: tuple[DesiredEndpoint, ...]) -> None:
+        pass
+
+    async def unload(_: Loaded) -> None:
+        pass
+
+    for name, fake in (("_ensure", ensure), ("_route", route), ("_unload", unload)):
+        monkeypatch.setattr(reconciler, name, fake)
+    asyncio.run(reconciler.reconcile(Desired(endpoints=(beside,))))
+    assert loaded == [1]
