@@ -79,7 +79,9 @@ def configure(
                 others += peers.clusters(peers.Asked(*who, version.peer, mirrored=mirrored), edge)
                 continue
             sockets, limit = [worker_socket(layout, version.version)], limits.get(version.version, 100)
-            upstreams.append(Upstream(*who, sockets, limit, mirrored=mirrored, peered=edge.own is not None))
+            falls_in = bool(edge.guard.credentials)
+            peered = edge.own is not None
+            upstreams.append(Upstream(*who, sockets, limit, mirrored=mirrored, peered=peered, falls_in=falls_in))
     path = layout.envoy / "bootstrap.json"
     files: dict[Path, Config] = {
         path: bootstrap(edge, layout, peers.listeners(edge, REMOVED)),

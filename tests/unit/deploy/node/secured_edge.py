@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from deploy.node.admin import Admin
 from deploy.node.desired import DesiredEndpoint
-from deploy.node.envoy import Edge
+from deploy.node.envoy import Edge, Own
 from deploy.node.layout import Layout
 from deploy.node.security import Security, security
 from deploy.settings import Settings
@@ -93,7 +93,9 @@ def wait_for(condition: Callable[[], T]) -> T:
 
 
 @contextmanager
-def secured_edge(layout: Layout, settings: Settings, endpoint: DesiredEndpoint) -> Iterator[SecuredEdge]:
+def secured_edge(
+    layout: Layout, settings: Settings, endpoint: DesiredEndpoint, own: Own | None = None
+) -> Iterator[SecuredEdge]:
     """Envoy, and in a thread what the launcher does for it."""
     published: list[tuple[str, ...]] = []
     loop = asyncio.new_event_loop()
@@ -106,9 +108,8 @@ def secured_edge(layout: Layout, settings: Settings, endpoint: DesiredEndpoint) 
 
     guarded, admin = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
     guarded.start()
-    edge = Edge(
-        "127.0.0.1", settings.http_port, 1 << 20, 5.0, settings.state_dir / "access.log", threads=1, guard=guarded.guard
-    )
+    log, guard = settings.state_dir / "access.log", guarded.guard
+    edge = Edge("127.0.0.1", settings.http_port, 1 << 20, 5.0, log, threads=1, guard=guard, own=own)
     try:
         with real_edge(layout, edge, [endpoint]) as real:
             watching = asyncio.run_coroutine_threadsafe(guarded.watch(), loop)

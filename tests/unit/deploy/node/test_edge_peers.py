@@ -13,16 +13,21 @@ from pathlib import Path
 import grpc
 import pytest
 
+from deploy.node import auth
 from deploy.node.desired import DesiredEndpoint, DesiredVersion, Mirror, Peer
 from deploy.node.envoy import Edge, Own
 from deploy.node.layout import make_layout
 from deploy.node.peers import DIGEST_HEADER, REFUSED_HEADER
+from deploy.settings import Settings
 from handlers.answer import CALL_HEADER, REPLAY_HEADER, SHADOW
 from tests.unit.deploy.node.conftest import DIGESTS, let_go
 from tests.unit.deploy.node.real_edge import Answer, RealEdge, real_edge, wait_for_line
+from tests.unit.deploy.node.secured_edge import AUDIENCE, ISSUER, Issuer, SecuredEdge, secured_edge, write_jwks
 from tests.unit.deploy.node.test_edge_protocols import INFER, call, infer
 from tests.unit.deploy.node.test_edge_rollout import ASKED, SHARED, answered, counted, lost, until_counted
 from tests.waiting import wait_for
+
+Directories = Callable[[], Path]
 
 LIMIT = 2 << 20
 PREDICTION = "1795000000.250000-0b6c9d1e-8f2a-4c3d-8f2a-0123456789ab"
@@ -70,11 +75,8 @@ def edge_at(port: int, directory: Path, own: Own | None = None) -> Edge:
     return Edge("127.0.0.1", port, LIMIT, 5.0, directory / "access.log", threads=1, own=own)
 
 
-Fleets = Callable[[], Path]
-
-
 @pytest.fixture(scope="module")
-def canary(directories: Fleets, free_ports: Callable[[int], list[int]]) -> Iterator[RealEdge]:
+def canary(directories: Directories, free_ports: Callable[[int], list[int]]) -> Iterator[RealEdge]:
     directory, (port, peer_port) = directories(), free_ports(2)
     own = Own(peer_port, "flights", 2, DIGESTS[2])
     version = DesiredVersion(version=2, digest=DIGESTS[2], weight=100)
@@ -84,7 +86,7 @@ def canary(directories: Fleets, free_ports: Callable[[int], list[int]]) -> Itera
 
 
 @pytest.fixture(scope="module")
-def fleet(directories: Fleets, canary: RealEdge, free_ports: Callable[[int], list[int]]) -> Iterator[Fleet]:
+def fleet(directories: Directories, canary: RealEdge, free_ports: Callable[[int], list[int]]) -> Iterator[Fleet]:
     assert canary.edge.own is not None
     endpoint = stable_endpoint(Peer(host="127.0.0.1", port=canary.edge.own.port))
     directory = directories()
@@ -219,16 +221,11 @@ def test_peer_is_asked_as_by_another_node(fleet: Fleet) -> None:
     assert REFUSED_HEADER not in answer.headers
 
 
-def alone(directories: Fleets, port: int, peer: Peer) -> tuple[Path, DesiredEndpoint, Edge]:
-    directory = directories()
-    return directory, stable_endpoint(peer), edge_at(port, directory)
-
-
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "nobody.invalid", "192.0.2.1"], ids=["nobody listens", "no such name", "no answer at all"]
 )
 def test_canary_that_is_not_there_costs_nobody_a_request(
-    directories: Fleets, free_ports: Callable[[int], list[int]], host: str
+    directories: Directories, free_ports: Callable[[int], list[int]], host: str
 ) -> None:
     port, nobody = free_ports(2)
     directory = directories()
@@ -244,7 +241,7 @@ def test_canary_that_is_not_there_costs_nobody_a_request(
 
 
 def test_copies_are_for_the_canary_and_seen_by_nobody(
-    directories: Fleets, canary: RealEdge, free_ports: Callable[[int], list[int]]
+    directories: Directories, canary: RealEdge, free_ports: Callable[[int], list[int]]
 ) -> None:
     assert canary.edge.own is not None
     directory = directories()
@@ -276,7 +273,7 @@ def test_more_than_the_canary_takes_is_answered_by_the_stable_version(fleet: Fle
 
 
 def test_canary_that_is_killed_costs_nobody_a_request(
-    directories: Fleets, free_ports: Callable[[int], list[int]]
+    directories: Directories, free_ports: Callable[[int], list[int]]
 ) -> None:
     port, canary_port, peer_port = free_ports(3)
     mine, its = directories(), directories()
@@ -292,3 +289,66 @@ def test_canary_that_is_killed_costs_nobody_a_request(
         os.kill(canary.pid, signal.SIGKILL)
         for _ in range(200):
             assert stable.ask("POST", SHARED[0], b"{}").status == 200
+
+
+@pytest.fixture(scope="module")
+def secured(
+    directories: Directories, free_ports: Callable[[int], list[int]]
+) -> Iterator[tuple[SecuredEdge, SecuredEdge]]:
+    """A stable and a canary edge with one list of API keys and one issuer of tokens."""
+    mine, its, (port, canary_port, peer_port) = directories(), directories(), free_ports(3)
+    KEYS.append(auth.add_api_key(mine / "keys.json", "carol", ["infer"]))
+    write_jwks(mine / "jwks.json", ISSUED_BY)
+    given = {
+        "api_keys": mine / "keys.json",
+        "jwt_jwks": mine / "jwks.json",
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+    }
+    stable_settings = Settings.model_validate(
+        {**given, "state_dir": mine, "http_port": port, "serves": "{}", "routing_dir": mine}
+    )
+    canary_settings = Settings.model_validate({**given, "state_dir": its, "http_port": canary_port})
+    version = DesiredVersion(version=2, digest=DIGESTS[2], weight=100)
+    own = Own(peer_port, "flights", 2, DIGESTS[2])
+    peer = Peer(host="127.0.0.1", port=peer_port)
+    with (
+        secured_edge(
+            make_layout(its / "run"), canary_settings, DesiredEndpoint(model="flights", versions=(version,)), own
+        ) as canary,
+        secured_edge(make_layout(mine / "run"), stable_settings, stable_endpoint(peer, mirror=50)) as stable,
+    ):
+        yield stable, canary
+
+
+KEYS: list[str] = []
+ISSUED_BY = Issuer()
+
+
+@pytest.mark.parametrize("how", ["x-api-key", "bearer", "token"])
+def test_credentials_are_told_to_peers_and_to_no_worker(secured: tuple[SecuredEdge, SecuredEdge], how: str) -> None:
+    stable, canary = secured
+    said = {
+        "x-api-key": {"x_api_key": KEYS[0]},
+        "bearer": {"authorization": f"Bearer {KEYS[0]}"},
+        "token": {"authorization": f"Bearer {ISSUED_BY.token()}"},
+    }[how]
+    canary.real.copies.clear()
+    seen: Counter[str] = Counter()
+    for resets in ("", "flights/2"):
+        for _ in range(ASKED):
+            answer = stable.real.ask("POST", SHARED[0], b"{}", x_test_reset=resets, **said)
+            assert answer.status == 200, answer
+            assert not {"authorization", "x-api-key"} & set(answer.seen["headers"])
+            seen[answer.seen["server"]] += 1
+            if resets:
+                assert answer.headers["x-shipway-version"] == "1"
+    assert seen["flights/2"] > 0
+    wait_for(lambda: canary.real.copies, 10)
+    assert not any({"authorization", "x-api-key"} & set(copy["headers"]) for copy in canary.real.copies)
+    found = until_counted(stable.real, lambda found: found[answered(1)] > 0)
+    assert found[lost(2)] > 0
+    assert found['shipway_edge_shadow_requests_total{code="401",model="flights",version="2"}'] == 0
+    assert stable.real.ask("POST", SHARED[0], b"{}").status == 401
+    logs = stable.real.edge.access_log.read_text() + canary.real.edge.access_log.read_text()
+    assert KEYS[0] not in logs
