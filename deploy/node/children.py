@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 logger = logging.getLogger(__name__)
 
 SOON_SECONDS = 5.0
@@ -80,6 +82,19 @@ class Kept:
 
     async def stop(self, grace_seconds: float) -> None:
         await self.child.stop(grace_seconds)
+
+
+def reap(seen: set[int]) -> set[int]:
+    """As PID 1 inherits the orphans of all others: let those go that have died. Returns the dead of now, for next time.
+
+    Our own children are taken note of within milliseconds by whoever waits for them, so that who is dead and was so the
+    `seen` time before is an orphan.
+    """
+    dead = {child.pid for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE}
+    for process in dead & seen:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, os.WNOHANG)
+    return dead - seen
 
 
 async def start(

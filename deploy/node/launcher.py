@@ -137,7 +137,7 @@ class Node:
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._told_to_stop)
         async with AsyncExitStack() as cleanup:
             cleanup.push_async_callback(self._management.close)
             cleanup.push_async_callback(self._admin.close)
@@ -150,6 +150,12 @@ class Node:
             finally:
                 self._not_now = "the node has stopped"
                 self._publish()
+
+    def _told_to_stop(self) -> None:
+        """Whoever has waited in vain for the node to be ready will want to know why."""
+        if not self._stop.is_set() and not (actual := self.actual()).ready:
+            termination.tell(actual.reason)
+        self._stop.set()
 
     async def _serve(self, cleanup: AsyncExitStack) -> int:
         self._security.start()  # before anything else, because it may refuse
@@ -299,11 +305,14 @@ class Node:
             self._reconciler.check_workers()
 
     async def _tidy(self) -> None:
-        """What is written by and by."""
+        """What is done by and by."""
+        dead: set[int] = set()
         while True:
             await asyncio.sleep(TIDY_SECONDS)
             await self._rotate_access_log()
             self._write_disagreements()
+            if os.getpid() == 1:
+                dead = children.reap(dead)
 
     def _write_disagreements(self) -> None:
         try:

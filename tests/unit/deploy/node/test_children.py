@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from deploy.node import children
@@ -65,3 +67,32 @@ def test_death_is_told_with_the_last_words(tmp_path: Path) -> None:
     alive, dead = asyncio.run(life())
     assert dead == "speaker ended with 3: no room"
     assert alive == ""
+
+
+ORPHANS = """
+import ctypes, os, subprocess, sys, time
+import psutil
+from deploy.node.children import reap
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to this process, as they do to PID 1
+for _ in range(3):
+    subprocess.run([sys.executable, "-c", "import subprocess; subprocess.Popen(['true'])"], check=True)
+deadline = time.monotonic() + 20
+while [child.status() for child in psutil.Process().children()] != ["zombie"] * 3:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+alive = subprocess.Popen(["sleep", "60"])
+seen = reap(set())
+assert len(seen) == 3, seen
+assert len(psutil.Process().children()) == 4
+assert reap(seen) == set()
+assert [child.pid for child in psutil.Process().children()] == [alive.pid]
+assert reap(set()) == set()
+alive.kill()
+alive.wait()
+"""
+
+
+def test_orphans_that_have_died_are_let_go_and_nobody_else() -> None:
+    ended = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
