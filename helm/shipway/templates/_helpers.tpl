@@ -30,6 +30,12 @@ app.kubernetes.io/name: shipway
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Another name, so that no selector of a serving pod finds it. */}}
+{{- define "shipway.testLabels" -}}
+app.kubernetes.io/name: shipway-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "shipway.labels" -}}
 {{- include "shipway.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

@@ -192,8 +192,11 @@ resources:
   imagePullPolicy: {{ $values.image.pullPolicy }}
   args:
     - fetch
-    {{- if or (eq $source.type "pvc") (eq $source.type "image") }}
+    {{- if has $source.type (list "pvc" "image") }}
     - --offline
+    {{- else if eq $source.type "http" }}
+    - --from
+    - {{ $source.http.url }}
     {{- end }}
     - {{ .model.name }}
     - {{ .model.version | int | quote }}
@@ -203,10 +206,11 @@ resources:
     {{- if eq $source.type "mlflow" }}
     - name: SHIPWAY_MLFLOW_URI
       value: {{ $source.mlflow.trackingUri | quote }}
-    {{- if $source.mlflow.caConfigMap }}
-    - name: REQUESTS_CA_BUNDLE
-      value: /etc/shipway/ca/ca.crt
     {{- end }}
+    {{- if include "shipway.authority" .root }}
+    # What requests, and what Python's own client reads.
+    - {name: REQUESTS_CA_BUNDLE, value: /etc/shipway/ca/ca.crt}
+    - {name: SSL_CERT_FILE, value: /etc/shipway/ca/ca.crt}
     {{- end }}
   {{- if and (eq $source.type "mlflow") $source.mlflow.existingSecret }}
   envFrom:
@@ -220,10 +224,17 @@ resources:
     {{- toYaml $values.securityContext | nindent 4 }}
   terminationMessagePolicy: FallbackToLogsOnError
   volumeMounts:
-    {{- include "shipway.mounts" (dict "root" .root "readOnly" (ne $source.type "mlflow")) | trim | nindent 4 }}
-    {{- if and (eq $source.type "mlflow") $source.mlflow.caConfigMap }}
+    {{- include "shipway.mounts" (dict "root" .root "readOnly" (has $source.type (list "pvc" "image"))) | trim | nindent 4 }}
+    {{- if include "shipway.authority" .root }}
     - {name: ca, mountPath: /etc/shipway/ca, readOnly: true}
     {{- end }}
+{{- end }}
+
+{{/* The ConfigMap with the authority of whoever has the archives. */}}
+{{- define "shipway.authority" -}}
+{{- with .Values.source }}
+{{- if eq .type "mlflow" }}{{ .mlflow.caConfigMap }}{{ else if eq .type "http" }}{{ .http.caConfigMap }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{/* Of both containers. */}}
@@ -322,8 +333,8 @@ resources:
   {{- else }}
   emptyDir: { {{- with .Values.cache.sizeLimit }}sizeLimit: {{ . }}{{ end }}}
   {{- end }}
-{{- if and (eq $source.type "mlflow") $source.mlflow.caConfigMap }}
+{{- with include "shipway.authority" . }}
 - name: ca
-  configMap: {name: {{ $source.mlflow.caConfigMap }}}
+  configMap: {name: {{ . }}}
 {{- end }}
 {{- end }}

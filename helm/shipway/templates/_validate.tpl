@@ -89,11 +89,14 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- define "shipway.problems.source" -}}
 {{- $problems := list }}
 {{- $source := .Values.source }}
-{{- if not (has $source.type (list "mlflow" "pvc" "image")) }}
-{{- $problems = append $problems (printf "source.type is %q: it must be mlflow, pvc or image" $source.type) }}
+{{- if not (has $source.type (list "mlflow" "pvc" "image" "http")) }}
+{{- $problems = append $problems (printf "source.type is %q: it must be mlflow, pvc, image or http" $source.type) }}
 {{- end }}
 {{- if and (eq $source.type "mlflow") (not (regexMatch "^https?://" $source.mlflow.trackingUri)) }}
 {{- $problems = append $problems (printf "source.mlflow.trackingUri is %q: it must be the http:// or https:// address of the tracking server, or source.type another one" $source.mlflow.trackingUri) }}
+{{- end }}
+{{- if and (eq $source.type "http") (not (regexMatch "^https?://" $source.http.url)) }}
+{{- $problems = append $problems (printf "source.http.url is %q: it must be the http:// or https:// address below which the archives lie" $source.http.url) }}
 {{- end }}
 {{- if and (eq $source.type "pvc") (not $source.pvc.claimName) }}
 {{- $problems = append $problems "source.pvc.claimName is empty, and source.type is pvc: it must be a claim that has the archives" }}
@@ -106,7 +109,7 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- $problems = append $problems (printf "source.type is image, and the cluster has Kubernetes %s: image volumes need 1.33" .Capabilities.KubeVersion.Version) }}
 {{- end }}
 {{- end }}
-{{- if and (eq $source.type "mlflow") (eq .Values.cache.type "pvc") (eq .Values.cache.accessMode "ReadWriteOnce") }}
+{{- if and (has $source.type (list "mlflow" "http")) (eq .Values.cache.type "pvc") (eq .Values.cache.accessMode "ReadWriteOnce") }}
 {{- if or (ne (.Values.strategy.type | default "RollingUpdate") "Recreate") (gt (include "shipway.mostReplicas" . | int) 1) .Values.canary.enabled }}
 {{- $problems = append $problems "cache.accessMode is ReadWriteOnce: a new pod on another node would wait for the old one for ever; use ReadWriteMany, cache.type emptyDir, or strategy.type Recreate with one replica and no canary" }}
 {{- end }}
