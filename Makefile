@@ -53,8 +53,9 @@ clean: ## Stop the stack; remove the state directory .shipway and the caches of 
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
 	rm -rf .shipway .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-generate: $(INSTALLED) ## Make generated files anew: the README's tables and the descriptor of the gRPC messages
+generate: $(INSTALLED) ## Make generated files anew: tables of the READMEs, rules and dashboards of the chart, gRPC messages
 	$(BIN)/python -m deploy.reference README.md
+	$(BIN)/python -m deploy.chart helm/shipway
 	$(BIN)/python -m grpc_tools.protoc --proto_path=handlers/protocol --include_imports \
 		--descriptor_set_out=handlers/protocol/messages.binpb open_inference.proto health.proto
 
