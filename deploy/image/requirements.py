@@ -4,7 +4,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("node", "fetch", "postgres")
+EXTRAS = ("node", "pod", "postgres")
 
 
 def requirements(torch: str) -> list[str]:
