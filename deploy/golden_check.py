@@ -4,15 +4,14 @@ A node replays the golden set when it loads a version; this asks through everyth
 answer must name the version. `helm test` runs it.
 """
 
-import asyncio
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 import grpc
 import numpy as np
 import numpy.typing as npt
@@ -60,16 +59,25 @@ class Service:
     def is_encrypted(self) -> bool:
         return urlsplit(self.url).scheme == "https"
 
-    @cached_property
-    def trusted(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.certificate)
-        # The certificate may be trusted by itself, without whoever has signed it.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        return context
+    @property
+    def _address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or (443 if self.is_encrypted else 80)
+
+    def connection(self) -> HTTPConnection:
+        """Connected, and encrypted where it must be. Raises OSError."""
+        connection = HTTPConnection(*self._address, timeout=WITHIN_SECONDS)
+        connection.connect()
+        if self.is_encrypted:
+            context = ssl.create_default_context(cafile=self.certificate)
+            # The certificate may be trusted by itself, without whoever has signed it.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            name = self.server_name or self._address[0]
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=name)
+        return connection
 
     def channel(self) -> grpc.Channel:
-        parts = urlsplit(self.url)
-        target = f"{parts.hostname}:{parts.port or (443 if self.is_encrypted else 80)}"
+        target = "{}:{}".format(*self._address)
         if not self.is_encrypted:
             return grpc.insecure_channel(target, options=_UNLIMITED)
         name = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
@@ -109,32 +117,23 @@ def _golden_json(archives_dir: Path, served: Served) -> bytes:
 
 
 def _over_http(served: Served, service: Service, requests: Sequence[CapturedRequest]) -> list[Outputs]:
-    return asyncio.run(_post_all(served, service, requests))
-
-
-async def _post_all(served: Served, service: Service, requests: Sequence[CapturedRequest]) -> list[Outputs]:
-    url = f"{service.url}/v2/models/{served.model}/versions/{served.version}/infer"
+    path = f"/v2/models/{served.model}/versions/{served.version}/infer"
     found: list[Outputs] = []
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN_SECONDS)) as client:
-        for row, request in enumerate(requests):
-            headers = {**service.headers, "content-type": "application/octet-stream"}
-            headers[oip_json.HEADER_LENGTH] = str(request.header_length)
-            try:
-                async with client.post(
-                    url,
-                    data=request.body,
-                    headers=headers,
-                    ssl=service.trusted if service.is_encrypted else True,
-                    server_hostname=service.server_name if service.is_encrypted else None,
-                ) as response:
-                    status, answer, said = response.status, await response.read(), dict(response.headers)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise GoldenFailed(f"row {row}: no answer from {url}: {str(error) or type(error).__name__}") from error
-            if status != 200:
-                raise GoldenFailed(f"row {row}: answered {status}: {_shown(answer)}")
-            _check_who(row, served, said)
-            outputs = oip_json.parse_object(memoryview(answer)).get("outputs", [])
-            found.append({one["name"]: _numbers(one["data"]) for one in outputs if one["datatype"] != "BYTES"})
+    for row, request in enumerate(requests):
+        headers = {**service.headers, "content-type": "application/octet-stream"}
+        headers[oip_json.HEADER_LENGTH] = str(request.header_length)
+        try:
+            with closing(service.connection()) as connection:
+                connection.request("POST", path, request.body, headers)
+                response = connection.getresponse()
+                answer = response.read()
+        except (OSError, HTTPException) as error:
+            raise GoldenFailed(f"row {row}: no answer from {service.url}: {error!r}") from error
+        if response.status != 200:
+            raise GoldenFailed(f"row {row}: answered {response.status}: {_shown(answer)}")
+        _check_who(row, served, dict(response.getheaders()))
+        outputs = oip_json.parse_object(memoryview(answer)).get("outputs", [])
+        found.append({one["name"]: _numbers(one["data"]) for one in outputs if one["datatype"] != "BYTES"})
     return found
 
 
