@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.kubernetes import Cluster
+from tests.cluster.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "image" / "Dockerfile"
