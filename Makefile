@@ -11,10 +11,12 @@ BENCH ?=
 DRIFT_BENCH ?=
 DRIFT_STUDY ?=
 ROLLOUT_BENCH ?=
+IMAGE ?= shipway
+IMAGE_ARCHIVE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo models test check load bench drift-bench drift-study rollout-bench clean generate lock programs
-.PHONY: postgresql
+.PHONY: postgresql image test-cluster builder
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +29,12 @@ models: $(INSTALLED) programs ## The same for one model of every kind: table, im
 
 test: $(INSTALLED) programs postgresql ## Run the whole test suite
 	$(BIN)/pytest
+
+image: $(INSTALLED) builder ## Build the node's image with docker, podman or buildah (IMAGE=name:tag BASE= TORCH=cpu|cuda IMAGE_ARCHIVE=file.tar)
+	./.ci/image $(BIN)/python $(IMAGE) $(IMAGE_ARCHIVE)
+
+test-cluster: $(INSTALLED) builder ## Test releases with real pods, on the cluster of KUBECONFIG or one that SHIPWAY_KUBE_KIT starts
+	$(BIN)/pytest tests/cluster
 
 check: $(INSTALLED) ## Formatting, lint and strict types
 	$(BIN)/ruff format --check
@@ -63,6 +71,9 @@ lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml (Python 3
 
 programs:
 	@./.ci/programs
+
+builder:
+	@./.ci/builder >/dev/null 2>&1 || ./.ci/programs buildah mmdebstrap
 
 postgresql:
 	@./.ci/programs postgresql

@@ -1,4 +1,4 @@
-"""Print what a node needs, one requirement a line. Usage: requirements.py TORCH (cpu, cuda, or a label such as cu130)."""
+"""Print what a pod needs, one requirement a line. Usage: requirements.py TORCH (cpu, cuda, or a label like cu130)."""
 
 import sys
 import tomllib

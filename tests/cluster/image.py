@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import shutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "image" / "Dockerfile"
 REPOSITORY = "localhost/shipway-test"
 BUILD_SECONDS = 900.0
+PULL_SECONDS = 300.0
 # What is in it, and what makes it; .dockerignore says the same.
-_FILES = ("pyproject.toml", "requirements.lock", ".dockerignore", ".ci/image")
+_FILES = ("pyproject.toml", "requirements.lock", ".dockerignore")
 _FOLDERS = ("deploy", "handlers", "model_store", "monitoring")
 _BASE = "localhost/shipway-test-base:bookworm"
 _DEBIAN = ("--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm")
@@ -74,37 +75,30 @@ def _on_node(cluster: Cluster) -> set[str]:
 
 def _build(wanted: Image, archive: Path) -> None:
     environment = {**os.environ, "BASE": os.environ.get("BASE") or _base()}
-    command = [ROOT / ".ci" / "image", sys.executable, str(wanted), str(archive)]
+    command = [str(ROOT / ".ci" / "image"), sys.executable, str(wanted), str(archive)]
     subprocess.run(command, env=environment, stdout=sys.stderr, timeout=BUILD_SECONDS, check=True)
 
 
 def _base() -> str:
     """The base that the Dockerfile names, or Debian with its own Python where no image registry is reached."""
-    named = next(
-        line.removeprefix("ARG BASE=") for line in DOCKERFILE.read_text().splitlines() if line.startswith("ARG BASE=")
-    )
-    builder = next(name for name in ("docker", "podman", "buildah") if _works(name))
-    pulled = subprocess.run([builder, "pull", named], capture_output=True, text=True, timeout=300, check=False)
-    if pulled.returncode == 0:
-        return named
-    sys.stderr.write(f"{named} cannot be pulled, so the image is built on Debian as mmdebstrap makes it\n")
+    (named,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    builder = subprocess.run([ROOT / ".ci" / "builder"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    pull = [builder, "pull", named]
+    if subprocess.run(pull, capture_output=True, timeout=PULL_SECONDS, check=False).returncode == 0:
+        return str(named)
+    sys.stderr.write(f"{named} cannot be pulled here, so the image is built on Debian as mmdebstrap makes it\n")
     inspect = [builder, "inspect", "--type", "image", _BASE]
-    if subprocess.run(inspect, capture_output=True, timeout=60, check=False).returncode:
+    if subprocess.run(inspect, capture_output=True, timeout=PULL_SECONDS, check=False).returncode:
         _make_base(builder)
     return _BASE
 
 
-def _works(builder: str) -> bool:
-    return bool(shutil.which(builder)) and subprocess.run([builder, "info"], capture_output=True).returncode == 0
-
-
 def _make_base(builder: str) -> None:
     """Debian in one layer, by the packages that this machine's apt finds."""
-    recipe = b"FROM scratch\nADD base.tar /\n"
     folder = ROOT / ".shipway" / "image" / "base"
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mmdebstrap", "--quiet", *_DEBIAN, folder / "base.tar"], timeout=BUILD_SECONDS, check=True)
-    (folder / "Dockerfile").write_bytes(recipe)
+    (folder / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
     isolation = ["--isolation", "chroot"] if builder == "buildah" else []
     subprocess.run([builder, "build", *isolation, "--tag", _BASE, folder], stdout=sys.stderr, check=True)
     (folder / "base.tar").unlink()
