@@ -60,9 +60,9 @@ class Cluster:
         document = {"apiVersion": "v1", "kind": "List", "items": objects}
         self.kubectl("apply", "--server-side", "--filename", "-", stdin=json.dumps(document))
 
-    def helm(self, major: int, *arguments: str, seconds: float = COMMAND_SECONDS) -> str:
+    def helm(self, major: int, *arguments: str, stdin: str | None = None, seconds: float = COMMAND_SECONDS) -> str:
         """What it prints. Raises CommandFailed."""
-        return self._checked(self.run(helm_binaries.helm(major), *arguments, seconds=seconds))
+        return self._checked(self.run(helm_binaries.helm(major), *arguments, stdin=stdin, seconds=seconds))
 
     def run(
         self, program: Path, *arguments: str, stdin: str | None = None, seconds: float = COMMAND_SECONDS

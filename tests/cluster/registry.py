@@ -5,23 +5,28 @@ import json
 import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploy.node.torchserve import free_ports
+from handlers.protocol.messages import ModelInferRequest
 from model_store.archive import pack, read_member, read_members
+from model_store.describing import opened
 from model_store.faulty import KINDS, members_of_kind
 from model_store.fitting import Plan
-from model_store.golden import GOLDEN
+from model_store.golden import GOLDEN, Inputs, answered
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import package
 from model_store.registry import Registry
 from model_store.signing import create_key
 from model_store.training import train
+from tests.cluster.steady import Question
 from tests.waiting import wait_for
 
 MODEL = "flights"
@@ -43,6 +48,30 @@ class Version:
         """An Open Inference request, and the outputs that belong to it."""
         found: dict[str, Any] = json.loads(read_member(self.archive, GOLDEN))
         return found
+
+    def answers(self, inputs: Inputs) -> list[float]:
+        """The first output for these inputs, computed here."""
+        with opened(read_members(self.archive)) as handler:
+            found: list[float] = np.ravel(answered(handler, inputs)[0].values).tolist()
+        return found
+
+
+def questions(versions: Sequence[Version], rows: int = 5) -> list[Question]:
+    """Some rows of the first one's golden set, each with what every version answers."""
+    asked = versions[0].golden["request"]["inputs"]
+    found = []
+    for row in range(rows):
+        inputs = [{**one, "shape": [1], "data": one["data"][row : row + 1]} for one in asked]
+        message = ModelInferRequest(model_name=MODEL)
+        for one in inputs:
+            tensor, (value,) = message.inputs.add(name=one["name"], datatype=one["datatype"], shape=[1]), one["data"]
+            if one["datatype"] == "BYTES":
+                tensor.contents.bytes_contents.append(value.encode())
+            else:
+                tensor.contents.fp32_contents.append(float("nan") if value is None else value)
+        expected = {version.number: version.answers(inputs) for version in versions}
+        found.append(Question(json.dumps({"inputs": inputs}).encode(), message.SerializeToString(), expected))
+    return found
 
 
 @dataclass
