@@ -44,6 +44,9 @@ class Lab:
     """As good; it answers otherwise."""
     erring: Version
     unready: Version
+    """No node ever calls it ready."""
+    wrong: Version
+    """Its own golden set it answers well, and clients with what others asked for."""
 
     def values(self, version: Version, **changes: Any) -> dict[str, Any]:
         """The chart's values for a release of `version`, small enough that several fit two cores."""
@@ -81,8 +84,8 @@ def lab(cluster: Cluster) -> Iterator[Lab]:
             mlflow.start()
             assert store.public_key
             good, other = store.trained(seed=0), store.trained(seed=1)
-            erring, unready = store.spoiled(good, "erring"), store.spoiled(good, UNREADY)
-            yield Lab(cluster, built, mlflow, store, good, other, erring, unready)
+            bad = [store.spoiled(good, kind) for kind in ("erring", UNREADY, "wrong")]
+            yield Lab(cluster, built, mlflow, store, good, other, *bad)
         finally:
             mlflow.stop()
 

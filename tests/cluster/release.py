@@ -31,9 +31,10 @@ class Release:
         options = WAIT if wait else ()
         self.helm("install", NAME, self.chart, "--values", "-", *options, stdin=values)
 
-    def upgrade(self, *options: str) -> str:
+    def upgrade(self, *options: str, wait: bool = True) -> str:
         """To the chart's defaults, the values so far, and these options (`--set …`). Raises CommandFailed."""
-        return self.helm("upgrade", NAME, self.chart, "--reset-then-reuse-values", *WAIT, *options)
+        waiting = WAIT if wait else ()
+        return self.helm("upgrade", NAME, self.chart, "--reset-then-reuse-values", *waiting, *options)
 
     def rollback(self, revision: int, *options: str) -> str:
         """Raises CommandFailed."""
@@ -54,6 +55,21 @@ class Release:
     def history(self) -> list[str]:
         """The status of each revision."""
         return [str(one["status"]) for one in json.loads(self.helm("history", NAME, "--output", "json"))]
+
+    @property
+    def notes(self) -> str:
+        """What helm tells whoever installed or upgraded it last."""
+        return self.helm("get", "notes", NAME)
+
+    @property
+    def objects(self) -> set[str]:
+        """KIND/NAME of all that belongs to it, but for what controllers made of that."""
+        kinds = self.lab.cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+        listed = ",".join(kind for kind in kinds if not kind.startswith("events"))
+        found = self.json("get", listed, "--selector", f"app.kubernetes.io/instance={NAME}")["items"]
+        return {
+            f"{one['kind']}/{one['metadata']['name']}" for one in found if not one["metadata"].get("ownerReferences")
+        }
 
     @property
     def template(self) -> str:
@@ -104,3 +120,9 @@ class Release:
 def to(version: Version) -> tuple[str, ...]:
     """Options of an upgrade to `version`."""
     return ("--set", f"model.version={version.number}", "--set", f"model.sha256={version.digest}")
+
+
+def canary(version: Version) -> tuple[str, ...]:
+    """Options that switch a canary of `version` on."""
+    model = f"canary.model.version={version.number}", f"canary.model.sha256={version.digest}"
+    return ("--set", "canary.enabled=true", "--set", model[0], "--set", model[1])

@@ -16,7 +16,7 @@ from tests.waiting import wait_for
 READY_WITHIN_SECONDS = 120
 ASKED = 200
 """Requests before, and after."""
-SOON = {"startup": {"budgetSeconds": 10}, "progressDeadlineSeconds": 15}
+SOON: dict[str, Any] = {"startup": {"budgetSeconds": 10}, "progressDeadlineSeconds": 15}
 """For what must not get ready."""
 KILL_JVM = """
 import os, pathlib
@@ -55,7 +55,7 @@ def test_point_27_a_wrong_digest_starts_no_server(lab: Lab, namespace: str) -> N
     release, wrong = Release(lab, namespace), f"sha256:{'0' * 64}"
     values = lab.values(lab.good)
     with pytest.raises(CommandFailed):
-        release.install(lab.good, **{**SOON, "model": {**values["model"], "sha256": wrong}})
+        release.install(lab.good, model={**values["model"], "sha256": wrong}, **SOON)
     (pod,) = release.pods()
     (fetch,) = pod["status"]["initContainerStatuses"]
     ended = {**fetch["state"], **fetch["lastState"]}["terminated"]

@@ -1,11 +1,13 @@
 """What helm alone does with a release: points 16 to 25, 30 and 31 of the chart's checklist."""
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,9 @@ import pytest
 from tests.cluster.cluster import CommandFailed
 from tests.cluster.conftest import CHART, Lab
 from tests.cluster.registry import MODEL, questions
-from tests.cluster.release import FULLNAME, NAME, WAIT, Release, to
+from tests.cluster.release import FULLNAME, NAME, Release, canary, to
 from tests.cluster.steady import Steady
 from tests.helm_binaries import helm
-from tests.waiting import wait_for
 
 MAJORS = (3, 4)
 SOON = ("--set", "startup.budgetSeconds=20", "--set", "progressDeadlineSeconds=25")
@@ -52,7 +53,7 @@ def test_point_17_a_version_that_never_gets_ready_goes_back(lab: Lab, namespace:
     with Steady(lab.cluster.node_ip, release.port, MODEL, questions([lab.good])) as load:
         load.meant(lab.good.number)
         begun = time.monotonic()
-        with pytest.raises(CommandFailed), _never_scaled_to_zero(release, serving["metadata"]["name"]):
+        with _never_without_pods(release, serving["metadata"]["name"]), pytest.raises(CommandFailed):
             # Helm 3 sees no deadline but its own.
             release.upgrade(*to(lab.unready), *SOON, BACK[major], "--timeout", "40s")
         load.wait_for(ASKED, time.monotonic(), 60)
@@ -65,7 +66,7 @@ def test_point_17_helm_4_gives_up_at_the_progress_deadline(lab: Lab, namespace: 
     release = Release(lab, namespace)
     release.install(lab.good)
     begun = time.monotonic()
-    with pytest.raises(CommandFailed, match="[Pp]rogress"):
+    with pytest.raises(CommandFailed, match=r"[Pp]rogress"):
         release.upgrade(*to(lab.unready), *SOON)
     assert time.monotonic() - begun < 25 + 15
     assert release.history == ["deployed", "failed"]
@@ -129,18 +130,18 @@ def test_point_23_a_rollback_needs_no_mlflow(lab: Lab, namespace: str, shared_ca
 def test_point_24_what_is_switched_on_and_back_leaves_nothing(lab: Lab, namespace: str) -> None:
     release = Release(lab, namespace)
     release.install(lab.good)
-    before = release.objects()
+    before = release.objects
     for options in (
         ("--set", "autoscaling.type=hpa", "--set", "autoscaling.min=2", "--set", "autoscaling.max=3"),
-        ("--set", "canary.enabled=true", *canary(lab.other.number, lab.other.digest)),
+        canary(lab.other),
         ("--set", "metrics.dashboards.enabled=true", "--set", "cache.type=pvc"),
     ):
         release.upgrade(*options, wait=False)
-        during = release.objects()
+        during = release.objects
         assert before < during, options
         release.rollback(1)
         kept = {one for one in during if one.startswith("PersistentVolumeClaim/")}
-        assert release.objects() == before | kept, options
+        assert release.objects == before | kept, options
         before |= kept
 
 
@@ -178,30 +179,48 @@ def test_point_30_pods_are_replaced_without_a_failed_request(lab: Lab, namespace
     assert window.faults == []
 
 
-def test_point_31_what_the_notes_say_works_as_printed(lab: Lab, namespace: str) -> None:
+def test_point_31_what_the_notes_say_works_as_printed(lab: Lab, namespace: str, tmp_path: Path) -> None:
     release = Release(lab, namespace)
     release.install(lab.good)
-    variables = {"CHART": str(CHART), "VERSION": str(lab.other.number), "DIGEST": lab.other.digest, "WEIGHT": "25"}
+    (tmp_path / "helm").symlink_to(helm(4))
+    environment = {**lab.cluster.environment, "PATH": f"{tmp_path}:/usr/bin:/bin", "CHART": str(CHART)}
 
-    def run(wanted: str) -> None:
-        (line,) = [line.strip() for line in release.notes.splitlines() if re.search(wanted, line)]
-        environment = {**lab.cluster.environment, **variables, "PATH": f"{_named_helm(lab, 4)}:/usr/bin:/bin"}
-        done = subprocess.run(["bash", "-ec", line], env=environment, capture_output=True, text=True, check=False)
+    def run(wanted: str, **variables: object) -> None:
+        """The one command of the notes in which this stands."""
+        (line,) = [line for line in release.notes.splitlines() if re.search(wanted, line)]
+        given = {**environment, **{name: str(value) for name, value in variables.items()}}
+        done = subprocess.run(["bash", "-ec", line], env=given, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
-    run("^  helm test ")
-    run("--set canary.enabled=true")
-    run(r"canary.weight=\$WEIGHT")
-    assert release.json("get", "configmap", f"{FULLNAME}-routing")["data"]["routing.json"].count('"weight":25') == 1
-    run(r"--set model.version=\d+ .*canary.enabled=false")  # promoted
+    run("^  helm test")
+    run("canary.enabled=true", VERSION=lab.other.number, DIGEST=lab.other.digest)
+    run(r"canary.weight=\$WEIGHT", WEIGHT=25)
+    routing = release.json("get", "configmap", f"{FULLNAME}-routing")["data"]["routing.json"]
+    assert json.loads(routing)["canary"]["weight"] == 25
+    run(r"model.version=\d+.*canary.enabled=false")  # promoted
     assert release.serving() == {lab.other.number}
-    variables |= {"VERSION": str(lab.good.number), "DIGEST": lab.good.digest}
-    run(r"model.version=\$VERSION")
+    run(r"model.version=\$VERSION", VERSION=lab.good.number, DIGEST=lab.good.digest)
     assert release.serving() == {lab.good.number}
-    run("helm history")
-    variables["REVISION"] = "4"
-    run("helm rollback")
+    run("^  helm history")
+    run(r"^  helm rollback", REVISION=len(release.history) - 1)
     assert release.serving() == {lab.other.number}
 
 
-_ = (json, threading, wait_for, WAIT, helm)
+@contextlib.contextmanager
+def _never_without_pods(release: Release, replica_set: str) -> Iterator[None]:
+    """Look at a ReplicaSet all the while: it has a pod that is ready."""
+    ended, seen = threading.Event(), [1]
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            seen.append(release.json("get", "replicaset", replica_set)["status"].get("readyReplicas", 0))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
+    assert len(seen) > 10
+    assert min(seen) == 1
