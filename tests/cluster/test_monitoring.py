@@ -1,8 +1,13 @@
-"""ServiceMonitor and PrometheusRule through the real operator, into a real Prometheus that scrapes the pods."""
+"""ServiceMonitor and PrometheusRule through the real operator, into a real Prometheus that scrapes the pods.
+
+Debian's Prometheus is built without discovery of Kubernetes. What that would find, by the API's own word, is given to
+it as a file, with the labels that the operator's relabelling reads; all else in the configuration is the operator's.
+"""
 
 import base64
 import gzip
 import json
+import re
 import subprocess
 import urllib.parse
 import urllib.request
@@ -42,6 +47,7 @@ def monitored(lab: Lab, operated: Cluster, namespace: str) -> Release:
     spec = {
         "version": f"v{VERSION.partition('+')[0]}",
         "replicas": 0,
+        "evaluationInterval": "5s",
         "serviceMonitorSelector": {"matchLabels": LABELS},
         "ruleSelector": {"matchLabels": LABELS},
     }
@@ -49,7 +55,9 @@ def monitored(lab: Lab, operated: Cluster, namespace: str) -> Release:
     operated.apply({"apiVersion": "monitoring.coreos.com/v1", "kind": "Prometheus", "metadata": metadata, "spec": spec})
     release = Release(lab, namespace)
     chosen = {"enabled": True, "labels": LABELS}
-    release.install(lab.good, metrics={"serviceMonitor": {**chosen, "interval": "1s"}, "rules": chosen})
+    release.install(
+        lab.good, metrics={"serviceMonitor": {**chosen, "interval": "1s", "scrapeTimeout": "1s"}, "rules": chosen}
+    )
     release.upgrade(*canary(lab.other))
     return release
 
@@ -58,14 +66,15 @@ def test_the_operator_s_configuration_finds_the_pods_and_loads_the_rules(
     monitored: Release, tmp_path: Path, free_ports: Ports
 ) -> None:
     config, rules = configuration(monitored)
-    written = tmp_path / "prometheus.yaml"
-    written.write_text(config)
-    promtool("config", "--syntax-only", written)
-    for name, text in rules.items():
-        (tmp_path / name).write_text(text)
-        promtool("rules", tmp_path / name)
+    paths = [tmp_path / name for name in rules]
+    for path in paths:
+        path.write_text(rules[path.name])
+        promtool("rules", path)
+    targets, written = tmp_path / "targets.json", tmp_path / "prometheus.yaml"
+    targets.write_text(json.dumps(discovered(monitored)))
+    written.write_text(from_here(config, targets, paths))
+    promtool("config", written)
 
-    written.write_text(from_here(config, monitored.lab.cluster, [tmp_path / name for name in rules]))
     with prometheus(written, tmp_path / "data", free_ports(1)[0]) as asked:
         wait_for(lambda: len(up(asked)) == 2, SCRAPED_SECONDS)
         assert {pod.rpartition("-")[0].rpartition("-")[0] for pod in up(asked)} == {FULLNAME, f"{FULLNAME}-canary"}
@@ -98,13 +107,42 @@ def configuration(release: Release) -> tuple[str, dict[str, str]]:
     return wait_for(complete, CONFIGURED_SECONDS)
 
 
-def from_here(config: str, cluster: Cluster, rules: list[Path]) -> str:
-    """The same for a Prometheus outside of the cluster: how it reaches the API server, and where rule files lie."""
-    document = yaml.safe_load(config)
+def from_here(config: str, targets: Path, rules: list[Path]) -> str:
+    """The configuration for a Prometheus outside of the cluster, that is one replica and one shard."""
+    document = yaml.safe_load(config.replace("$(POD_NAME)", "one").replace("$(SHARD)", "0"))
     for job in document["scrape_configs"]:
-        for discovery in job["kubernetes_sd_configs"]:
-            discovery["kubeconfig_file"] = str(cluster.kubeconfig)
-    return yaml.safe_dump({**document, "rule_files": [str(path) for path in rules], "alerting": {}})
+        assert [one["role"] for one in job.pop("kubernetes_sd_configs")] == ["endpoints"]
+        job["file_sd_configs"] = [{"files": [str(targets)]}]
+    return yaml.safe_dump({**document, "rule_files": [str(path) for path in rules]})
+
+
+def discovered(release: Release) -> list[dict[str, Any]]:
+    """What Prometheus' own discovery of endpoints would find in the namespace."""
+    services = {one["metadata"]["name"]: one["metadata"]["labels"] for one in release.json("get", "services")["items"]}
+    return [
+        _target(one["metadata"], services[one["metadata"]["name"]], port, address)
+        for one in release.json("get", "endpoints")["items"]
+        for subset in one.get("subsets", [])
+        for port in subset["ports"]
+        for address in (*subset.get("addresses", ()), *subset.get("notReadyAddresses", ()))
+    ]
+
+
+def _target(endpoints: Any, labels: dict[str, str], port: Any, address: Any) -> dict[str, Any]:
+    meta = {
+        "namespace": endpoints["namespace"],
+        "service_name": endpoints["name"],
+        "endpoint_port_name": port["name"],
+        "endpoint_address_target_kind": address["targetRef"]["kind"],
+        "endpoint_address_target_name": address["targetRef"]["name"],
+        "pod_name": address["targetRef"]["name"],
+        "pod_phase": "Running",
+    }
+    for name, value in labels.items():
+        plain = re.sub("[^a-zA-Z0-9_]", "_", name)
+        meta |= {f"service_label_{plain}": value, f"service_labelpresent_{plain}": "true"}
+    known = {f"__meta_kubernetes_{name}": value for name, value in meta.items()}
+    return {"targets": [f"{address['ip']}:{port['port']}"], "labels": known}
 
 
 def promtool(what: str, *arguments: object) -> None:
