@@ -27,8 +27,8 @@ def kubectl() -> Path:
 
 
 def schemas(version: str) -> Path:
-    """The folder with the JSON schema of every kind of that Kubernetes, "1.34"."""
-    home = _installed() / "wheels" / "kubernetes_validate" / "kubernetes-json-schema" / f"v{version}.0-local"
+    """The folder with the JSON schema of every kind of that Kubernetes, "1.34"; unknown fields are refused."""
+    home = _installed() / "wheels" / "kubernetes_validate" / "kubernetes-json-schema" / f"v{version}.0-local-strict"
     if not home.is_dir():
         raise FileNotFoundError(f"{REQUIREMENTS} brings no schemas of Kubernetes {version}: {home} is not there")
     return home
