@@ -116,7 +116,8 @@ def _differences(was: Outputs, now: Outputs, before: Reading, after: Reading) ->
                 changed |= _cosine(values, other) < (EMBEDDING.min_cosine or 0.0)
             else:
                 changed |= _beyond(values, off, NUMBERS)
-    return changed, difference
+    # A number that is none belongs to no class and has no direction, so nothing above has called it a change.
+    return changed | np.isinf(difference), difference
 
 
 def _off(one: Array, other: Array) -> Array:
