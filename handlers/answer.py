@@ -90,6 +90,8 @@ class Call:
     """Of the prediction; the client has it from the answer's x-shipway-prediction-id."""
     seconds: float = inf
     """How long after its arrival somebody waits for the answer."""
+    replay: str = ""
+    """Why no client waits for the answer, which is then not counted; empty where one does."""
     answer: Answer | None = None
 
     @classmethod
@@ -99,6 +101,7 @@ class Call:
         parts = said.split(" ") if said else _NOT_SAID
         said_id = parts[0][:ID_CHARACTERS]
         call = cls(parts[1], None, headers.get("content-type", ""), memoryview(body), headers, said_id)
+        call.replay = headers.get(REPLAY_HEADER, "")
         if len(parts) > 2:
             call.arrived_at, call.seconds = float(said_id[:ARRIVAL_CHARACTERS]), float(parts[2])
             if len(parts) > 3:
@@ -119,11 +122,6 @@ class Call:
         """Raises DeadlineExpired where nobody waits for an answer any more; `now` in seconds since 1970."""
         if self.arrived_at is not None and now - self.arrived_at > self.seconds:
             raise DeadlineExpired(now - self.arrived_at, self.seconds)
-
-    @property
-    def replay(self) -> str:
-        """Why no client waits for the answer, which is then not counted; empty where one does."""
-        return self.headers.get(REPLAY_HEADER, "")
 
 
 def fail(call: Call, error: HandlerError) -> Answer:

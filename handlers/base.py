@@ -167,7 +167,8 @@ class BaseHandler(ABC):
             # The clock may have been set back in between.
             seconds = [max(0.0, self._answered_at - arrival) for arrival in arrivals]
             self._metrics.answered(protocol, outcome, seconds, len(calls))
-        self._metrics.batch(len(outcomes))
+        if outcomes:  # none in a batch of copies
+            self._metrics.batch(len(outcomes))
         if self._capture is not None:
             self._capture.write()
 
@@ -200,15 +201,17 @@ class BaseHandler(ABC):
         self._answered(call, "refused")
 
     def _predict(self, items: list[Item], inputs: list[Array]) -> None:
+        replays = [item.call.replay for item in items]
         try:
             outputs = self.run(inputs)
-            self._check_profile(items, inputs, outputs)
+            if BY_NODE in replays:
+                self._check_profile(inputs, outputs)
         except Exception as error:  # noqa: BLE001 - it is the model's, and every item still gets an answer
             self._after_failure(items, error)
             return
         # Before any answer goes out, so that whatever ends this worker, no answered row is lost.
-        self._count(items, inputs, outputs)
-        self._tell(items, outputs)
+        self._count(items, replays, inputs, outputs)
+        self._tell(items, replays, outputs)
         plain = self._plain(items, outputs)
         parts = pairwise(accumulate((item.rows for item in items), initial=0))
         for item, (start, end) in zip(items, parts, strict=True):
@@ -293,13 +296,13 @@ class BaseHandler(ABC):
         if unknown := [name for name in request.requested if name not in self.output_names]:
             raise InvalidRequest("outputs", f"unknown output {shown(unknown[0])}", allowed=listed(self.output_names))
 
-    def _count(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
+    def _count(self, items: list[Item], replays: list[str], inputs: list[Array], outputs: list[Array]) -> None:
         """Counting must never cost an answer: a fault in it is itself counted, and logged."""
-        clients = [not item.call.replay for item in items]
-        if self._drift is None or not any(clients):
+        if self._drift is None or all(replays):
             return
         try:
-            if not all(clients):
+            if any(replays):
+                clients = [not replay for replay in replays]
                 rows = np.repeat(clients, [item.rows for item in items])
                 inputs, outputs = [array[rows] for array in inputs], [array[rows] for array in outputs]
             if not self._drift.measures:
@@ -308,11 +311,11 @@ class BaseHandler(ABC):
             self._drift.count(self.measure(inputs, outputs))
         except Exception:
             logger.exception("a batch was answered but not counted")
-            self._metrics.monitor_error(sum(clients))
+            self._metrics.monitor_error(replays.count(""))
 
-    def _check_profile(self, items: list[Item], inputs: list[Array], outputs: list[Array]) -> None:
+    def _check_profile(self, inputs: list[Array], outputs: list[Array]) -> None:
         """ArchiveUnusable for a golden set whose rows cannot be counted, so that such a version is never ready."""
-        if self._drift is None or not self._drift.measures or BY_NODE not in [item.call.replay for item in items]:
+        if self._drift is None or not self._drift.measures:
             return
         try:
             self._drift.found(self.measure(inputs, outputs))
@@ -321,14 +324,13 @@ class BaseHandler(ABC):
                 f"profile.json does not fit what the handler measures: {error}; package the version again"
             ) from error
 
-    def _tell(self, items: list[Item], outputs: list[Array]) -> None:
+    def _tell(self, items: list[Item], replays: list[str], outputs: list[Array]) -> None:
         """Say what was predicted, for labels that may come; a fault in it costs as little as one in counting."""
         if self._teller is None:
             return
         try:
             likely, rows = self.probabilities(outputs), [item.rows for item in items]
             ids = [item.call.id for item in items]
-            replays = [item.call.replay for item in items]
             if any(replays) or NO_ID in ids:
                 self._tell_apart(ids, replays, rows, likely)
             else:
@@ -346,7 +348,7 @@ class BaseHandler(ABC):
                 of_kept = likely[np.repeat(kept, rows)]
                 said = list(compress(ids, kept)), list(compress(rows, kept)), of_kept.argmax(axis=1)
                 if kind:
-                    told.tell(*said, sure=np.rint(of_kept.max(axis=1) * SURE_UNIT).astype(np.uint8))
+                    told.tell(*said, sure=np.rint(of_kept.max(axis=1) * SURE_UNIT).astype(np.uint8).tobytes())
                 else:
                     told.tell(*said)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from handlers.answer import REPLAY_HEADER, SHADOW, Answer, Call
+from handlers.answer import BY_NODE, Answer, Call
 from handlers.base import Array, BaseHandler
 from handlers.errors import HandlerError, InvalidRequest, PredictionFailed, Words
 from handlers.tensors import InferRequest
@@ -174,7 +174,7 @@ def _moved(values: Array, *, classes: bool) -> Array:
 
 def _replay(calls: Sequence[Call]) -> bool:
     """Whether the node itself replays its golden set. Copies of clients' requests are answered as theirs are."""
-    return any(call.headers.get(REPLAY_HEADER, SHADOW) != SHADOW for call in calls)
+    return any(call.replay == BY_NODE for call in calls)
 
 
 def _meant(share: float = SHARE) -> bool:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from handlers.answer import ID_CHARACTERS
@@ -33,7 +32,6 @@ MAX_CLASSES = 1 << 16
 SURE_UNIT = 255
 OF_COPIES = b"of copies "
 """What a worker says first where it then tells predictions for copies of requests."""
-_NOT_SAID = np.empty(0, np.uint8)
 _HEAD = struct.Struct("<IQ")
 """Predictions in the message, and rows that were lost since the last one that was taken."""
 
@@ -111,15 +109,15 @@ class Teller:
         ids: Sequence[str],
         rows: Sequence[int],
         classes: npt.NDArray[Any],
-        sure: npt.NDArray[np.uint8] = _NOT_SAID,
+        sure: bytes = b"",
     ) -> None:
         """Of each prediction its id and its rows; of all rows in order the class, as an index.
 
-        For copies also how likely that class is.
+        For copies also how likely that class is, a byte in SURE_UNIT.
         """
         counts, indexes = array("I", rows).tobytes(), classes.astype("<u2").tobytes()
         head = _HEAD.pack(len(ids), self._lost)
-        message = b"".join((head, "".join(ids).encode(), counts, indexes, sure.tobytes()))
+        message = b"".join((head, "".join(ids).encode(), counts, indexes, sure))
         try:
             self._socket.send(message)
             self._lost = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from handlers.answer import HTTP, NO_ID, REPLAY, Call
+from handlers.answer import BY_NODE, HTTP, NO_ID, Call
 from handlers.base import BaseHandler
 from handlers.captured import CapturedRequest, read_segment
 from handlers.loading import open_handler
@@ -70,8 +70,8 @@ def _serve(handler: BaseHandler, known: Sequence[CapturedRequest], out: TextIOWr
 
 
 def _call(request: CapturedRequest) -> Call:
-    headers = {**REPLAY, HEADER_LENGTH: str(request.header_length)}
-    return Call(HTTP, None, "application/octet-stream", memoryview(request.body), headers, NO_ID)
+    headers = {HEADER_LENGTH: str(request.header_length)}
+    return Call(HTTP, None, "application/octet-stream", memoryview(request.body), headers, NO_ID, replay=BY_NODE)
 
 
 def _say(out: TextIOWrapper, done: Done) -> None:

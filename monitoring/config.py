@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from monitoring.names import LATENCY_BUCKETS_SECONDS
 
@@ -14,6 +14,17 @@ Duration = Annotated[str, Field(pattern=r"^[1-9][0-9]*[smhd]$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _a_bound(given: float) -> float:
+    if given not in LATENCY_BUCKETS_SECONDS:
+        allowed = ", ".join(f"{bound:g}" for bound in LATENCY_BUCKETS_SECONDS)
+        raise ValueError(f"must be a bound of the latency histogram, so that slow requests are counted: {allowed}")
+    return given
+
+
+LatencyBound = Annotated[Positive, AfterValidator(_a_bound)]
+"""Seconds."""
 Severity = Literal["page", "ticket"]
 DriftWindow = Literal["10m", "1h", "6h", "1d", "7d"]
 BurnWindow = Literal["5m", "30m", "1h", "2h", "6h", "1d", "3d"]
@@ -114,18 +125,10 @@ class Objectives(Part):
     """Share of requests that the server does not fail."""
     fast: Share = 0.99
     """Share of requests that are answered within `fast_seconds`."""
-    fast_seconds: Positive = 0.25
+    fast_seconds: LatencyBound = 0.25
     burns: Annotated[tuple[Burn, ...], Field(min_length=1)] = BURNS
     bad_requests: Count = 10
     """An alert wants as many bad requests in its long window: with little traffic a share means nothing."""
-
-    @field_validator("fast_seconds")
-    @classmethod
-    def _bucket(cls, given: float) -> float:
-        if given not in LATENCY_BUCKETS_SECONDS:
-            allowed = ", ".join(f"{bound:g}" for bound in LATENCY_BUCKETS_SECONDS)
-            raise ValueError(f"must be a bound of the latency histogram, so that slow requests are counted: {allowed}")
-        return given
 
 
 class Health(Part):

@@ -109,7 +109,8 @@ class Agreement(Collector):
         self._models: dict[str, _Model] = {}
         self._counts = Counter[tuple[str, str, str]]()
         self._worst: dict[str, list[Disagreement]] = {}
-        self._changed = False
+        self._changed = True
+        """Since the file was written; at the start it may be another process's."""
 
     def watch(self, versions: set[tuple[str, int]]) -> None:
         """These versions get copies now, one of a model, and no other does."""
@@ -117,8 +118,8 @@ class Agreement(Collector):
         for model, new in found.items():
             if (old := self._models.get(model)) is not None and old.version == new.version:
                 found[model] = old
-            else:
-                self._worst.pop(model, None)
+            elif self._worst.pop(model, None):
+                self._changed = True  # nothing of the version before stays in the file
             for outcome in OUTCOMES:  # from the start, as Prometheus counts no increase from nothing
                 self._counts[model, new.version, outcome] += 0
         self._models = found

@@ -41,7 +41,7 @@ class Child:
             return ""
         return f"{self.name} ended with {self.process.returncode}: " + " | ".join(self.last_lines(5))
 
-    def last_lines(self, count: int = 12) -> list[str]:
+    def last_lines(self, count: int) -> list[str]:
         with contextlib.suppress(OSError):
             return self.log.read_text(errors="replace").splitlines()[-count:]
         return []

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.1
 RETRY_SECONDS = 5.0
-CHECK_WORKERS_SECONDS = 2.0
+TIDY_SECONDS = 2.0
 ACCESS_LOG_BYTES = 64 * 2**20
 """The access log is kept in two files of this size."""
 STARTED_WITHIN_SECONDS = 60.0
@@ -113,11 +113,9 @@ class Node:
         return {e.model: [v.version for v in e.versions] for e in self._reconciler.routed}
 
     def versions(self, model: str) -> dict[int, Loaded]:
-        for endpoint in self._reconciler.routed:
-            if endpoint.model == model:
-                by_weight = sorted(endpoint.versions, key=lambda v: -v.weight)
-                return {v.version: self._reconciler.loaded[model, v.version] for v in by_weight}
-        return {}
+        endpoint = self._reconciler.routing(model)
+        by_weight = sorted(endpoint.versions, key=lambda v: -v.weight) if endpoint else []
+        return {v.version: self._reconciler.loaded[model, v.version] for v in by_weight}
 
     async def label(self, labels: Sequence[Label | Result]) -> list[Result]:
         return await self._feedback.label(labels)
@@ -157,11 +155,11 @@ class Node:
         await asyncio.wait([up, stopped, *background, *keeping], return_when="FIRST_COMPLETED")
         if self._stop.is_set():
             return 0
-        work = [self._watch_running(), self._security.watch(), expire(self._capture.segments)] if up.done() else []
-        working = [asyncio.create_task(each) for each in work]
+        work = (self._watch_workers, self._tidy, self._security.watch, partial(expire, self._capture.segments))
+        working = [asyncio.create_task(each()) for each in work] if up.done() else []
         await asyncio.wait([stopped, *background, *keeping, *working], return_when="FIRST_COMPLETED")
-        for task in working:
-            task.cancel()
+        for task in (*keeping, *working):
+            task.cancel()  # a node that drains neither loads nor starts anything
         for task in (*background, *keeping, *working):
             if task.done() and not task.cancelled():
                 task.result()  # a fault of ours: out with it
@@ -272,11 +270,15 @@ class Node:
             return False
         return True
 
-    async def _watch_running(self) -> None:
-        """What can change without anyone asking for it."""
+    async def _watch_workers(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_WORKERS_SECONDS if self._reconciler.all_alive else WATCH_SECONDS)
-            await self._reconciler.check_workers()
+            await asyncio.sleep(WATCH_SECONDS)
+            self._reconciler.check_workers()
+
+    async def _tidy(self) -> None:
+        """What is written by and by."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
             await self._rotate_access_log()
             self._write_disagreements()
 

@@ -125,15 +125,15 @@ class Places:
                 return
             # Its predecessor may be dying at this moment.
             listener = await places.free.get()
-            loop.remove_reader(listener)
             try:
+                loop.remove_reader(listener)
                 said = INHERITED if listener in self._used else NEW
                 places.restarts += said == INHERITED
                 places.alive[listener] = _process(worker)
                 self._used.add(listener)
                 socket.send_fds(worker, [said], [listener.fileno()])
                 await loop.sock_recv(worker, 1)  # never sent: this returns when the worker ends
-            except OSError:
+            except (OSError, ValueError):  # the worker has ended, or its version is out of service meanwhile
                 pass
             finally:
                 places.alive.pop(listener, None)

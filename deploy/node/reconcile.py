@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -96,12 +97,14 @@ class Reconciler:
     trust_dir: Path
     drain_seconds: float
     publish: Callable[[], None]
-    agreement: Agreement = field(default_factory=Agreement)
+    agreement: Agreement
     loaded: dict[Key, Loaded] = field(default_factory=dict)
     routed: tuple[DesiredEndpoint, ...] = ()
     overtaken: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there is a newer desired state, so that nobody waits for a version that is being loaded."""
     _routing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _unpacking: threading.Lock = field(default_factory=threading.Lock)
+    """One archive at a time: a thread goes on when its pass was given up, and the next pass may want the same one."""
 
     async def reconcile(self, desired: Desired) -> None:
         """One pass. A version that cannot be loaded is FAILED, with its reason, and the rest goes on.
@@ -138,28 +141,16 @@ class Reconciler:
         for loaded in self.loaded.values():
             await self.management.register(self._directory(loaded).name)
 
-    @property
-    def all_alive(self) -> bool:
-        """Whether every version that was proven has a worker, as far as is known."""
-        return all(loaded.state == "READY" for loaded in self.loaded.values() if loaded.proven)
-
-    async def check_workers(self) -> None:
+    def check_workers(self) -> None:
         """A version without a single live worker is not ready; one that has them back is."""
-        for loaded in list(self.loaded.values()):
+        for loaded in self.loaded.values():
             if loaded.proven:
-                reason = await self._no_worker(loaded)
-                state: State = "LOADING" if reason else "READY"
+                alive = bool(self.places.workers(*loaded.key).alive)
+                state: State = "READY" if alive else "LOADING"
                 if state != loaded.state:
-                    loaded.state, loaded.reason = state, reason
+                    loaded.state = state
+                    loaded.reason = "" if alive else "all its workers died and are being restarted"
                     self.publish()
-
-    async def _no_worker(self, loaded: Loaded) -> str:
-        """Why no worker of a version can answer, empty if one can."""
-        try:
-            alive = "READY" in await self.management.workers(*loaded.key)
-        except LoadFailed as error:  # it is being unregistered at this moment, or TorchServe is too busy to say
-            return str(error)
-        return "" if alive else "all its workers died and are being restarted"
 
     def actual(self, desired: Desired, pid: int, not_now: str) -> Actual:
         """The state to publish. `not_now`: why the node as a whole is not ready, empty if nothing stands against it."""
@@ -179,25 +170,30 @@ class Reconciler:
         return Actual(pid=pid, ready=not missing, reason="; ".join(missing), endpoints=endpoints)
 
     def _actual_endpoint(self, desired: DesiredEndpoint) -> ActualEndpoint:
-        routed = next((endpoint for endpoint in self.routed if endpoint.model == desired.model), None)
+        routed = self.routing(desired.model)
+        weights = {v.version: v.weight for v in routed.versions} if routed else {}
         return ActualEndpoint(
             model=desired.model,
-            versions=tuple(self._actual_version(desired.model, version) for version in desired.versions),
+            versions=tuple(
+                self._actual_version(desired.model, version, weights.get(version.version, 0))
+                for version in desired.versions
+            ),
             explainer=self._actual_explainer(desired),
             fallback=routed.fallback if routed else None,
             mirror=routed.mirror if routed else None,
         )
 
-    def _actual_version(self, model: str, desired: DesiredVersion) -> ActualVersion:
+    def routing(self, model: str) -> DesiredEndpoint | None:
+        """What is in force for a model; None while it has no route."""
+        return next((routed for routed in self.routed if routed.model == model), None)
+
+    def _actual_version(self, model: str, desired: DesiredVersion, weight: int) -> ActualVersion:
         loaded = self.loaded.get((model, desired.version))
         state: State = loaded.state if loaded else "LOADING"
         reason = loaded.reason if loaded else ""
         if loaded and loaded.digest != desired.digest:
             state, reason = "FAILED", f"it is loaded as {loaded.digest}; serve another version, then this one again"
-        routed = (v.weight for e in self.routed if e.model == model for v in e.versions if v.version == desired.version)
-        return ActualVersion(
-            version=desired.version, digest=desired.digest, weight=next(routed, 0), state=state, reason=reason
-        )
+        return ActualVersion(version=desired.version, digest=desired.digest, weight=weight, state=state, reason=reason)
 
     def _actual_explainer(self, endpoint: DesiredEndpoint) -> ActualExplainer | None:
         key = _explainer(endpoint)
@@ -263,10 +259,12 @@ class Reconciler:
         return self.layout.store / Path(archive_name(*loaded.key, loaded.digest)).stem
 
     def _unpacked(self, loaded: Loaded) -> Path:
-        """The archive's directory: of a copy that was verified, so that the original may change meanwhile.
+        """The archive's directory, unpacked here, as TorchServe would do so in a thread that answers inference."""
+        with self._unpacking:
+            return self._unpacked_alone(loaded)
 
-        It is unpacked here, because TorchServe would do so in a thread that answers inference.
-        """
+    def _unpacked_alone(self, loaded: Loaded) -> Path:
+        """Of a copy that was verified, so that the original may change meanwhile."""
         model = loaded.model.removesuffix(EXPLAINER)
         source = self.archives_dir / archive_name(model, loaded.version, loaded.digest)
         copy = self.layout.store / archive_name(*loaded.key, loaded.digest)
@@ -314,7 +312,7 @@ class Reconciler:
             if (loaded := self.loaded.get((endpoint.model, v.version))) and loaded.proven and loaded.digest == v.digest
         }
         if not all(v.version in ready for v in endpoint.versions if v.weight > 0):
-            before = next((routed for routed in self.routed if routed.model == endpoint.model), None)
+            before = self.routing(endpoint.model)
             if before is not None or endpoint.fallback not in ready:
                 return before
             # A node that starts in the middle of a rollout: the champion must not wait for the candidate.
@@ -335,8 +333,8 @@ class Reconciler:
             return None
         if loaded is not None and loaded.proven:
             return endpoint.explainer
-        before = {routed.model: routed.explainer for routed in self.routed}.get(endpoint.model)
-        return before if before in ready else None
+        before = self.routing(endpoint.model)
+        return before.explainer if before and before.explainer in ready else None
 
     async def _route_ready(self, desired: Desired) -> None:
         async with self._routing:
@@ -344,17 +342,19 @@ class Reconciler:
 
     async def _route(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         if endpoints == self.routed:
-            self.publish()
             return
         old, new = _named(self.routed), _named(endpoints)
         copied, copying = _mirrored(self.routed), _mirrored(endpoints)
-        await self._set_clusters(old | new, copied | copying)
+        # A change of weights alone needs no cluster to come or to go.
+        if (both := (old | new, copied | copying)) != (old, copied):
+            await self._set_clusters(*both)
         await self._set_routes(endpoints)
         self.places.turn_away(_replaceable(endpoints))
         self.agreement.watch({key for key in copying if self._decides(key)})
         for model, version in old - new:
             await self._drain(model, version)
-        await self._set_clusters(new, copying)
+        if both != (new, copying):
+            await self._set_clusters(new, copying)
 
     async def _set_clusters(self, keys: set[Key], mirrored: set[Key]) -> None:
         config = envoy.clusters(self._upstream(self.loaded[key], mirrored=key in mirrored) for key in sorted(keys))

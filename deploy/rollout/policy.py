@@ -13,12 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deploy.errors import PolicyInvalid
 from deploy.rollout.record import Record, Step
-from monitoring.config import Objectives
-from monitoring.names import LATENCY_BUCKETS_SECONDS
+from monitoring.config import Count, LatencyBound, Objectives, Positive, Share
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Reaction = Literal["hold", "roll back"]
 
 
@@ -43,15 +39,7 @@ class Slow(Rate):
     """A request that took longer than `seconds` is bad."""
 
     margin: Share = 0.02
-    seconds: Positive = 0.25
-
-    @field_validator("seconds")
-    @classmethod
-    def _bucket(cls, given: float) -> float:
-        if given not in LATENCY_BUCKETS_SECONDS:
-            allowed = ", ".join(f"{bound:g}" for bound in LATENCY_BUCKETS_SECONDS)
-            raise ValueError(f"must be a bound of the latency histogram, so that slow requests are counted: {allowed}")
-        return given
+    seconds: LatencyBound = 0.25
 
 
 class Latency(Record):

@@ -6,9 +6,9 @@ Verdicts and changes of the traffic stand in every panel as annotations, which a
 from monitoring import names
 from monitoring.config import Config
 from monitoring.dashboards.blocks import Column, Json, Query, Section, dashboard, graph, query_variable, table
+from monitoring.dashboards.panels import RECENTLY, failed_requests, memory, ready_nodes, requests, restarts
 from monitoring.dashboards.queries import increase, now, quantile, rate, recorded
 
-_RECENTLY = "5m"
 _CLASS = ('kind="prediction"', 'feature="class"')
 
 
@@ -40,15 +40,15 @@ def _versions(config: Config) -> Json:
         "One line for each version, over the last five minutes.",
         {
             "Traffic": Column(_share_of_traffic(), "percentunit"),
-            "Requests/s": Column(rate(names.EDGE_REQUESTS, over=_RECENTLY), "reqps"),
+            "Requests/s": Column(rate(names.EDGE_REQUESTS, over=RECENTLY), "reqps"),
             "Failed": Column(
                 recorded("shipway_slo:errors:ratio_5m"), "percentunit", ((1 - goals.available, "yellow"), (0.05, "red"))
             ),
-            "Refused": Column(_refused(_RECENTLY), "percentunit"),
-            "Lost": Column(increase(names.EDGE_LOST, over=_RECENTLY), "none", ((0.5, "red"),)),
-            "p50": Column(quantile(0.5, names.EDGE_SECONDS, over=_RECENTLY), "s"),
-            "p99": Column(quantile(0.99, names.EDGE_SECONDS, over=_RECENTLY), "s", ((goals.fast_seconds, "yellow"),)),
-            "Restarts": Column(increase(names.WORKER_RESTARTS, over=_RECENTLY), "none", ((0.5, "red"),)),
+            "Refused": Column(_refused(RECENTLY), "percentunit"),
+            "Lost": Column(increase(names.EDGE_LOST, over=RECENTLY), "none", ((0.5, "red"),)),
+            "p50": Column(quantile(0.5, names.EDGE_SECONDS, over=RECENTLY), "s"),
+            "p99": Column(quantile(0.99, names.EDGE_SECONDS, over=RECENTLY), "s", ((goals.fast_seconds, "yellow"),)),
+            "Restarts": Column(increase(names.WORKER_RESTARTS, over=RECENTLY), "none", ((0.5, "red"),)),
             "Memory": Column(now(names.WORKER_MEMORY), "bytes"),
             "Nodes ready": Column(now(names.VERSION_READY, operator="avg"), "percentunit", ((1, "green"),), base="red"),
         },
@@ -68,22 +68,10 @@ def _traffic() -> list[list[Json]]:
                 min=0,
                 max=1,
             ),
-            graph(
-                "Requests",
-                "Requests that the edge answered from each version.",
-                "reqps",
-                [Query(rate(names.EDGE_REQUESTS))],
-                min=0,
-            ),
+            requests(),
         ],
         [
-            graph(
-                "Failed requests",
-                "Share of a version's requests that the server failed, gRPC's too, over five minutes.",
-                "percentunit",
-                [Query(recorded("shipway_slo:errors:ratio_5m"))],
-                min=0,
-            ),
+            failed_requests(),
             graph(
                 "Refused inputs",
                 "Share of a version's requests whose input it refused. More on one version alone mean that it wants "
@@ -123,35 +111,16 @@ def _latency() -> list[Json]:
 
 def _workers() -> list[Json]:
     return [
-        graph(
-            "Restarts",
-            "Workers that took the place of one that had ended, in the last five minutes.",
-            "none",
-            [Query(increase(names.WORKER_RESTARTS, over=_RECENTLY))],
-            min=0,
-        ),
-        graph(
-            "Memory",
-            "Resident memory of a version's workers together. A line that only rises is a leak.",
-            "bytes",
-            [Query(now(names.WORKER_MEMORY))],
-            min=0,
-        ),
-        graph(
-            "Nodes that are ready",
-            "Share of the nodes that have loaded the version and whose hardware reproduces its golden outputs.",
-            "percentunit",
-            [Query(now(names.VERSION_READY, operator="avg"))],
-            min=0,
-            max=1,
-        ),
+        restarts(),
+        memory(),
+        ready_nodes(),
     ]
 
 
 def _predictions() -> list[Json]:
-    classes = rate(names.FEATURE_ROWS, "bin", matchers=_CLASS, over=_RECENTLY)
-    every = rate(names.FEATURE_ROWS, matchers=_CLASS, over=_RECENTLY)
-    confidence, rows = rate(names.CONFIDENCE_SUM, over=_RECENTLY), rate(names.ROWS, over=_RECENTLY)
+    classes = rate(names.FEATURE_ROWS, "bin", matchers=_CLASS, over=RECENTLY)
+    every = rate(names.FEATURE_ROWS, matchers=_CLASS, over=RECENTLY)
+    confidence, rows = rate(names.CONFIDENCE_SUM, over=RECENTLY), rate(names.ROWS, over=RECENTLY)
     return [
         graph(
             "Predicted classes",
@@ -174,13 +143,13 @@ def _predictions() -> list[Json]:
 
 
 def _shadow() -> list[Json]:
-    agreed = rate(names.SHADOW_ROWS, over=_RECENTLY, matchers=['outcome="agree"'])
+    agreed = rate(names.SHADOW_ROWS, over=RECENTLY, matchers=['outcome="agree"'])
     return [
         graph(
             "Agreement",
             "Share of the copied rows that the watched version puts into the class that the user was told.",
             "percentunit",
-            [Query(f"{agreed} / {rate(names.SHADOW_ROWS, over=_RECENTLY)}")],
+            [Query(f"{agreed} / {rate(names.SHADOW_ROWS, over=RECENTLY)}")],
             min=0,
             max=1,
         ),
@@ -201,7 +170,7 @@ def _shadow() -> list[Json]:
     ]
 
 
-def _share_of_traffic(over: str = _RECENTLY) -> str:
+def _share_of_traffic(over: str = RECENTLY) -> str:
     ours = rate(names.EDGE_REQUESTS, over=over)
     every = f'sum by (model) (rate({names.EDGE_REQUESTS.name}{{model=~"$model"}}[{over}]))'
     return f"{ours} / ignoring (version) group_left () ({every})"

@@ -13,6 +13,7 @@ from monitoring.dashboards.blocks import (
     query_variable,
     table,
 )
+from monitoring.dashboards.panels import RECENTLY, failed_requests, memory, ready_nodes, requests, restarts
 from monitoring.dashboards.queries import (
     buckets,
     chosen,
@@ -25,7 +26,6 @@ from monitoring.dashboards.queries import (
 )
 
 _FIRING = 'alertstate="firing"'
-_RECENTLY = "5m"
 
 
 def serving(config: Config) -> Json:
@@ -62,20 +62,20 @@ def _versions(config: Config) -> Json:
         "Alerts counts everything that fires for the version now, drift and quality too.",
         {
             "Alerts": Column(f"{firing} or 0 * {ready}", "none", ((1, "red"),)),
-            "Requests/s": Column(rate(names.EDGE_REQUESTS, over=_RECENTLY), "reqps"),
+            "Requests/s": Column(rate(names.EDGE_REQUESTS, over=RECENTLY), "reqps"),
             "Failed": Column(
                 recorded("shipway_slo:errors:ratio_5m"), "percentunit", ((budget, "yellow"), (10 * budget, "red"))
             ),
-            "p50": Column(quantile(0.5, names.EDGE_SECONDS, over=_RECENTLY), "s"),
+            "p50": Column(quantile(0.5, names.EDGE_SECONDS, over=RECENTLY), "s"),
             "p99": Column(
-                quantile(0.99, names.EDGE_SECONDS, over=_RECENTLY),
+                quantile(0.99, names.EDGE_SECONDS, over=RECENTLY),
                 "s",
                 ((goals.fast_seconds, "yellow"), (4 * goals.fast_seconds, "red")),
             ),
             "Queue": Column(_saturation(), "percentunit", ((config.health.queue, "red"),)),
             "Workers missing": Column(_missing(), "none", ((1, "red"),)),
             "Restarts": Column(
-                increase(names.WORKER_RESTARTS, over=_RECENTLY),
+                increase(names.WORKER_RESTARTS, over=RECENTLY),
                 "none",
                 ((0.5, "yellow"), (config.health.restarts, "red")),
             ),
@@ -89,13 +89,7 @@ def _traffic() -> list[list[Json]]:
     outcomes = Query(rate(names.REQUESTS, "outcome", matchers=['outcome!="ok"']), "{{outcome}}")
     return [
         [
-            graph(
-                "Requests",
-                "Requests that the edge answered from each version.",
-                "reqps",
-                [Query(rate(names.EDGE_REQUESTS))],
-                min=0,
-            ),
+            requests(),
             graph(
                 "Requests by status",
                 "The same by HTTP status code; an error that gRPC carries in its own status stands under 200.",
@@ -106,14 +100,7 @@ def _traffic() -> list[list[Json]]:
             ),
         ],
         [
-            graph(
-                "Failed requests",
-                "Share of a version's requests that the server failed, gRPC's too, over five minutes. What clients did "
-                "wrong does not count.",
-                "percentunit",
-                [Query(recorded("shipway_slo:errors:ratio_5m"))],
-                min=0,
-            ),
+            failed_requests(),
             graph(
                 "Answers that were not predictions",
                 "From the workers: refused (the input was wrong), failed (the handler or the program), expired (the "
@@ -214,20 +201,8 @@ def _workers() -> list[list[Json]]:
                 min=0,
                 decimals=0,
             ),
-            graph(
-                "Restarts",
-                "Workers that took the place of one that had ended, in the last five minutes.",
-                "none",
-                [Query(increase(names.WORKER_RESTARTS, over=_RECENTLY))],
-                min=0,
-            ),
-            graph(
-                "Memory",
-                "Resident memory of a version's workers together. A line that only rises is a leak.",
-                "bytes",
-                [Query(now(names.WORKER_MEMORY))],
-                min=0,
-            ),
+            restarts(),
+            memory(),
         ],
         [
             graph(
@@ -277,14 +252,7 @@ def _budget(goals: Objectives) -> list[Json]:
 
 def _monitoring() -> list[Json]:
     return [
-        graph(
-            "Nodes that are ready",
-            "Share of the nodes that have loaded the version and whose hardware reproduces its golden outputs.",
-            "percentunit",
-            [Query(now(names.VERSION_READY, operator="avg"))],
-            min=0,
-            max=1,
-        ),
+        ready_nodes(),
         graph(
             "Answered but not counted",
             "Requests whose counting failed. They are missing from drift and quality.",

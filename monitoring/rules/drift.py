@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from monitoring.config import Config, DriftTier, DriftWindow, Duration
 from monitoring.names import FEATURE_ROWS, REFERENCE_ROWS, USUAL_PSI_EXCESS
 from monitoring.profile import MISSING
-from monitoring.rules.rule import SAMPLED, Alert, Group, Record, increase, total, total_of_hours, wilson_hilferty
+from monitoring.rules.rule import SAMPLED, Alert, Group, Record, increase, summed, wilson_hilferty
 
 FEATURE = "model, version, feature, kind"
 BIN = f"{FEATURE}, bin"
@@ -84,9 +84,7 @@ def _counts(window: DriftWindow) -> Iterator[Record]:
 def _rows_by_bin(window: Duration) -> str:
     if window in (SAMPLED, "1h"):
         return increase(FEATURE_ROWS, window, by=BIN)
-    if window == "7d":
-        return total_of_hours("shipway_bin:rows:1h", window)
-    return total(f"shipway_bin:rows:{SAMPLED}", window)
+    return summed("shipway_bin:rows", window)
 
 
 def _scores(window: DriftWindow) -> Iterator[Record]:

@@ -13,17 +13,7 @@ from collections.abc import Iterator
 from monitoring.config import Config, DriftWindow
 from monitoring.names import RFF_REFERENCE_ROWS, RFF_SUM, ROWS
 from monitoring.rff import CUT
-from monitoring.rules.rule import (
-    SAMPLED,
-    VERSION,
-    Alert,
-    Group,
-    Record,
-    increase,
-    total,
-    total_of_hours,
-    wilson_hilferty,
-)
+from monitoring.rules.rule import SAMPLED, VERSION, Alert, Group, Record, increase, summed, wilson_hilferty
 
 EACH = f"on ({VERSION}) group_left ()"
 DIMENSION = f"{VERSION}, dimension"
@@ -63,12 +53,9 @@ def _records(window: DriftWindow) -> Iterator[Record]:
     if window in (SAMPLED, "1h"):
         yield Record(rows, increase(ROWS, window, by=VERSION))
         yield Record(sums, increase(RFF_SUM, window, by=DIMENSION))
-    elif window == "7d":
-        yield Record(rows, total_of_hours("shipway_version:rows:1h", window))
-        yield Record(sums, total_of_hours("shipway_rff:sum:1h", window))
     else:
-        yield Record(rows, total(f"shipway_version:rows:{SAMPLED}", window))
-        yield Record(sums, total(f"shipway_rff:sum:{SAMPLED}", window))
+        yield Record(rows, summed("shipway_version:rows", window))
+        yield Record(sums, summed("shipway_rff:sum", window))
     yield Record(effective, f"({rows} / on (model) group_left () {DISPERSION} or {rows})\nand {REFERENCE}")
     yield Record(shift, f"avg by ({VERSION}) (({sums} / {EACH} ({rows} > 0) - {CUT:g}) ^ 2)\n- {chance}")
     z = wilson_hilferty(f"{shift} / {chance} + 1", f"count by ({VERSION}) ({sums})")

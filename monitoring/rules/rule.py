@@ -79,12 +79,14 @@ def total(sampled: str, window: Duration, *, every: Duration = SAMPLED, ago: Dur
     return f"sum_over_time({sampled}[{seconds(window) - 1}s]{offset}) / {seconds(every) // seconds(INTERVAL)}"
 
 
-def total_of_hours(hourly: str, window: Duration) -> str:
-    """The same from a recorded increase over an hour, to the last full hour: a sixtieth of the samples.
+def summed(series: str, window: Duration) -> str:
+    """What a counter grew in a longer window, from `SERIES:10m` or, over a week, from `SERIES:1h`.
 
-    Before a version's first full hour, what there is of it.
+    That is to the last full hour, and a sixtieth of the samples. Before a version's first, what there is of it.
     """
-    return f"sum_over_time({hourly}[{seconds(window) - 1}s:1h])\nor {hourly}"
+    if window != "7d":
+        return total(f"{series}:{SAMPLED}", window)
+    return f"sum_over_time({series}:1h[{seconds(window) - 1}s:1h])\nor {series}:1h"
 
 
 def wilson_hilferty(ratio: str, degrees: str) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from deploy.node.torchserve import free_ports
 from deploy.programs import environment, programs
 from deploy.settings import Settings
 from model_store.mlflow_environment import ENVIRONMENT
 from model_store.signing import create_key
 from tests.bench import servers
 from tests.bench.servers import Packaged
+from tests.stacks import free_stack_ports
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Lab:
 def open_lab(directory: Path, console: Console) -> Iterator[Lab]:
     """The bench's registry in `directory`, for as long as it is needed."""
     os.environ.update(ENVIRONMENT)  # before mlflow is imported, here and in what is started
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    settings = Settings.model_validate({"state_dir": directory, **ports})
+    settings = Settings.model_validate({"state_dir": directory, **free_stack_ports()})
     settings.mlflow_dir.mkdir(parents=True, exist_ok=True)
     if not settings.signing_key.exists():
         create_key(settings.signing_key, settings.trust_dir)

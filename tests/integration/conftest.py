@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -34,6 +34,7 @@ from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import PackagedVersion, package
 from model_store.signing import create_key
 from model_store.training import train
+from tests.stacks import free_stack_ports
 from tests.waiting import wait_for
 
 READY_WITHIN_SECONDS = 120.0
@@ -109,10 +110,9 @@ class RunningNode:
 
 
 @pytest.fixture(scope="session")
-def lab(free_ports: Callable[[int], list[int]]) -> Iterator[Lab]:
+def lab() -> Iterator[Lab]:
     directory = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))  # short, for unix sockets
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
-    settings = Settings.model_validate({"state_dir": directory, **dict(zip(names, free_ports(6), strict=True))})
+    settings = Settings.model_validate({"state_dir": directory, **free_stack_ports()})
     quiet = Console(file=StringIO())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():

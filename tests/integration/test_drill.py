@@ -1,7 +1,6 @@
 """Bad versions on a live endpoint under load: each gets its verdict, and nothing of the drill is left."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import yaml
 
 from deploy.drill.drill import SUFFIX, Range, prepared
 from deploy.node.desired import read_actual, read_desired
+from deploy.programs import environment
 from deploy.rollout.ledger import models
 from deploy.settings import Settings
 from model_store.errors import VersionNotFound
@@ -66,10 +66,9 @@ class TestKinds:
 def test_nothing_is_left_of_a_drill(lab: Lab, settings: Settings) -> None:
     before = sorted(settings.archives_dir.iterdir())
     command = [str(Path(sys.executable).with_name("shipway")), "drill", "flights", "--only", "erring", "--json"]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
     result = subprocess.run(
         [*command, "--rate", str(RATE)],
-        env={**outside, **settings.as_environment()},
+        env=environment(settings),
         capture_output=True,
         text=True,
         timeout=240,
@@ -93,8 +92,6 @@ def test_nothing_is_left_of_a_drill(lab: Lab, settings: Settings) -> None:
 
 def test_a_model_that_is_not_served_cannot_be_drilled(settings: Settings) -> None:
     command = [str(Path(sys.executable).with_name("shipway")), "drill", "trains"]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
-    environment = {**outside, **settings.as_environment()}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert "no version of trains is in service; begin with: shipway serve trains VERSION" in result.stderr

@@ -1,7 +1,6 @@
 """Requests kept by a real node, over every protocol, and two real versions compared on them."""
 
 import json
-import os
 import signal
 import stat
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 
 from deploy.node.capturing import capture_plan
+from deploy.programs import environment
 from deploy.settings import Settings
 from handlers.captured import CapturedRequest
 from handlers.protocol.messages import SERVICE
@@ -36,10 +36,9 @@ def files(settings: Settings) -> list[Path]:
 
 def plan(settings: Settings, *arguments: str) -> tuple[int, dict[str, Any]]:
     """The command's exit code, and what it says in JSON."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
     done = subprocess.run(
         [sys.executable, "-m", "deploy.cli", "plan", "flights", *arguments, "--json"],
-        env={**outside, **settings.as_environment()},
+        env=environment(settings),
         capture_output=True,
         timeout=300,
         check=False,

@@ -12,9 +12,9 @@ import pytest
 
 from deploy.processes import marked
 from deploy.settings import Settings, variable
+from tests.stacks import PORTS
 
 README = Path(__file__).parents[2] / "README.md"
-PORTS = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -55,7 +55,7 @@ def clone(short_directory: Callable[[], Path], free_ports: Callable[[int], list[
     """What `make demo` leaves behind."""
     directory = short_directory()
     (directory / ".venv").symlink_to(sys.prefix)
-    ports = dict(zip(map(variable, PORTS), map(str, free_ports(6)), strict=True))
+    ports = dict(zip(map(variable, PORTS), map(str, free_ports(len(PORTS))), strict=True))
     environment = {"PATH": os.environ["PATH"], "HOME": str(directory), **ports}
     try:
         demo = subprocess.run(

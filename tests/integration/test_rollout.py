@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from deploy.node.desired import Desired, DesiredEndpoint, DesiredVersion, read_actual, write_state
+from deploy.programs import environment
 from deploy.rollout.ledger import Ledger
 from model_store.package import package
 from model_store.worker_plan import WorkerPlan
@@ -53,15 +53,10 @@ def _version_1_alone(running: RunningNode) -> None:
         wait_for(lambda: weights(running) == {1: 100}, 60)
 
 
-def environment(running: RunningNode) -> dict[str, str]:
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("SHIPWAY_")}
-    return {**outside, **running.settings.as_environment()}
-
-
 def start(running: RunningNode, module: str, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env=environment(running),
+        env=environment(running.settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

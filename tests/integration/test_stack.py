@@ -20,6 +20,7 @@ from deploy.settings import Settings
 from deploy.supervision import Supervisor, socket_path
 from monitoring.config import Config
 from monitoring.rules.file import rule_file
+from tests.stacks import PORTS
 from tests.waiting import wait_for
 
 
@@ -28,8 +29,7 @@ def quiet() -> Console:
 
 
 def settings_on(state_dir: Path, ports: list[int]) -> Settings:
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
-    return Settings.model_validate({"state_dir": state_dir, "drain_seconds": 5, **dict(zip(names, ports, strict=True))})
+    return Settings.model_validate({"state_dir": state_dir, "drain_seconds": 5, **dict(zip(PORTS, ports, strict=True))})
 
 
 def states(settings: Settings) -> dict[str, str]:
@@ -58,7 +58,7 @@ def running(settings: Settings) -> Iterator[Settings]:
 def shared(short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]) -> Iterator[Settings]:
     """A stack that runs for all tests of this module which leave it as it was."""
     directory = short_directory()
-    with running(settings_on(directory, free_ports(6))) as settings:
+    with running(settings_on(directory, free_ports(len(PORTS)))) as settings:
         yield settings
     assert marked(directory) == []
 
@@ -136,7 +136,7 @@ def test_sockets_are_for_their_owner_alone(shared: Settings) -> None:
 def test_down_ends_everything_even_after_supervisord_was_killed(
     state_dir: Path, free_ports: Callable[[int], list[int]]
 ) -> None:
-    ports = free_ports(6)
+    ports = free_ports(len(PORTS))
     with running(settings_on(state_dir, ports)) as settings:
         os.kill(Supervisor(socket_path(settings.run_dir)).pid(), signal.SIGKILL)
         assert len(marked(state_dir)) >= 3
@@ -151,7 +151,7 @@ def test_down_ends_everything_even_after_supervisord_was_killed(
 
 
 def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(6))
+    settings = settings_on(state_dir, free_ports(len(PORTS)))
     with socket.create_server(("127.0.0.1", settings.http_port)):
         with pytest.raises(PortTaken, match=rf"taken by process {os.getpid()} .*SHIPWAY_HTTP_PORT=<port>"):
             stack.up(settings, quiet())
@@ -160,7 +160,7 @@ def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports:
 
 def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
     # With an MLflow of others, Prometheus is the first program, and it wants a directory where we put a file.
-    settings = settings_on(state_dir, free_ports(6)).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
+    settings = settings_on(state_dir, free_ports(len(PORTS))).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
     settings.prometheus_dir.mkdir()
     (settings.prometheus_dir / "data").touch()
     try:
@@ -174,6 +174,6 @@ def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Call
 
 
 def test_two_at_once_are_refused(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(6))
+    settings = settings_on(state_dir, free_ports(len(PORTS)))
     with stack._alone(state_dir), pytest.raises(StackBusy, match="another `shipway up`"):
         stack.up(settings, quiet())

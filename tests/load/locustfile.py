@@ -4,30 +4,25 @@ Run by `make load`. The stack says where the node is and which versions it serve
 """
 
 # locust comes first: it replaces the blocking parts of the standard library before anyone else imports them.
-from locust import FastHttpUser, User, constant, events, task  # isort: skip
+from locust import FastHttpUser, constant, events, task  # isort: skip
 
 import itertools
 import json
 import random
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gevent
-import grpc
-import grpc.experimental.gevent
-import numpy as np
 import pandas as pd
 from locust.env import Environment
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.grpc import service_pb2
 
 from deploy import stack
 from deploy.node.desired import read_actual
 from deploy.settings import read_settings
 from model_store import flights
+from tests.load.over_grpc import GrpcUser, floats, raw
 
 MODEL = "flights"
 # Made once: what is measured is the node, not how fast this file can build requests.
@@ -48,8 +43,6 @@ def ready_versions() -> set[str]:
 VERSIONS = ready_versions()
 if not VERSIONS:
     sys.exit(f"No version of the model {MODEL} is in service at {STATUS.urls['http']}: run make demo first.")
-
-grpc.experimental.gevent.init_gevent()
 
 
 @dataclass(frozen=True)
@@ -86,14 +79,6 @@ def as_request(rows: pd.DataFrame) -> Request:
         raw_input_contents=[raw(rows[name], datatypes[name]) for name in columns],
     )
     return Request(len(rows), json.dumps({"inputs": inputs}), message)
-
-
-def raw(column: "pd.Series[Any]", datatype: str) -> bytes:
-    if datatype == "BYTES":
-        packed: bytes = serialize_byte_tensor(np.array(column.tolist(), dtype=np.object_)).item()
-        return packed
-    floats: bytes = column.to_numpy(dtype=np.float32).tobytes()
-    return floats
 
 
 def endless_requests() -> Iterator[Request]:
@@ -142,51 +127,24 @@ class HttpClient(FastHttpUser):
                 answer.failure(wrong)
 
 
-class GrpcClient(User):
-    """Open Inference Protocol, ModelInfer with raw tensors, one connection for each user."""
+class GrpcClient(GrpcUser):
+    """Open Inference Protocol, ModelInfer with raw tensors."""
 
     host = STATUS.urls["grpc"]
     wait_time = constant(0)
 
     def on_start(self) -> None:
+        super().on_start()
         self.requests = endless_requests()
-        self.channel = grpc.insecure_channel(str(self.host), options=[("grpc.use_local_subchannel_pool", 1)])
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-
-    def on_stop(self) -> None:
-        self.channel.close()
 
     @task
     def infer(self) -> None:
         request = next(self.requests)
-        start = time.perf_counter()
-        failure: Exception | None = None
-        size_bytes = 0
-        try:
-            answer, call = self.stub.ModelInfer.with_call(request.grpc_message, timeout=TIMEOUT_SECONDS)
-            size_bytes = answer.ByteSize()
-            wrong = fault(
-                np.frombuffer(answer.raw_output_contents[0], dtype=np.float32).tolist(),
-                list(answer.outputs[0].shape),
-                request.rows,
-                {key: str(value) for key, value in call.initial_metadata()},
-            )
-            failure = None if wrong is None else ValueError(wrong)
-        except grpc.RpcError as error:
-            failure = error
-        self.environment.events.request.fire(
-            request_type="GRPC",
-            name="ModelInfer",
-            response_time=(time.perf_counter() - start) * 1000,
-            response_length=size_bytes,
-            exception=failure,
-            context={},
+        self.ask(
+            request.grpc_message,
+            TIMEOUT_SECONDS,
+            lambda answer, headers: fault(floats(answer), list(answer.outputs[0].shape), request.rows, headers),
         )
-
-
-def wind_the_clock(**_: object) -> None:
-    """The clock of gevent stands still while Python works: --run-time would count what reading the flights took."""
-    gevent.sleep(0)
 
 
 def silence_is_failure(environment: Environment, **_: object) -> None:
@@ -196,6 +154,5 @@ def silence_is_failure(environment: Environment, **_: object) -> None:
         environment.process_exit_code = 1
 
 
-events.init.add_listener(wind_the_clock)  # type: ignore[no-untyped-call]
 events.quitting.add_listener(silence_is_failure)  # type: ignore[no-untyped-call]
 REQUESTS = prepared_requests()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,6 @@ from rich.console import Console
 from deploy.errors import ShipwayError
 from deploy.settings import read_settings
 from model_store.errors import ModelStoreError
-from tests.bench import report
 from tests.bench.counting import measure_counting
 from tests.bench.drift.delays import delays
 from tests.bench.drift.evaluation import evaluation
@@ -26,7 +26,8 @@ from tests.bench.drift.merging import merging
 from tests.bench.drift.pictures import pictures
 from tests.bench.drift.serving import PAIRS, serving
 from tests.bench.findings import Finding
-from tests.bench.rounds import WrongAnswer, use_two_cores
+from tests.bench.parts import Part, run
+from tests.bench.rounds import WrongAnswer
 
 WEEKS = 30
 """The fewest in which no false alarm at all means less than 0.1 a week with 95% confidence."""
@@ -40,18 +41,9 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=PAIRS, help="of rounds of the two nodes  [default: %(default)s]")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="this part; may be repeated")
     options = parser.parse_args()
-    cores = use_two_cores()
-    console = Console()
-    kept = read_settings().state_dir / "bench"
-    findings: list[Finding] = []
-    for name, part in PARTS.items():
-        if name in (options.only or PARTS):
-            console.log(name)
-            findings += part(options, kept, console)
-    report.show_findings(console, findings, SPREADS)
-    report.write_json(kept / "drift.json", findings, cores)
-    console.print(f"The figures are in {kept / 'drift.json'}")
-    return 1 if any(one.held is False for one in findings) else 0
+    console, kept = Console(), read_settings().state_dir / "bench"
+    found: Mapping[str, Part] = {name: partial(part, options, kept, console) for name, part in PARTS.items()}
+    return run(found, options.only, kept / "drift.json", SPREADS, console)
 
 
 def _false_alarms(options: argparse.Namespace, _: Path, __: Console) -> list[Finding]:

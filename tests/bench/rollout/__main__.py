@@ -6,22 +6,23 @@ bench/ of the state directory.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from rich.console import Console
 
 from deploy.errors import ShipwayError
 from deploy.settings import read_settings
-from tests.bench import report
 from tests.bench.findings import Finding
+from tests.bench.parts import Part, run
 from tests.bench.rollout.gate import ROLLOUTS, GateDiffers, gate
 from tests.bench.rollout.ground import Ground, open_ground
 from tests.bench.rollout.harmless import REQUESTS, harmless
 from tests.bench.rollout.kills import kills
 from tests.bench.rollout.live import REPETITIONS, live
 from tests.bench.rollout.verdicts import verdicts
-from tests.bench.rounds import use_two_cores
 
 SPREADS = "of shares: intervals of 95%; of requests: nine of ten"
 
@@ -40,18 +41,9 @@ def main() -> int:
     )
     parser.add_argument("--only", action="append", choices=list(PARTS), help="this part; may be repeated")
     options = parser.parse_args()
-    cores = use_two_cores()
-    console = Console()
-    kept = read_settings().state_dir / "bench"
-    findings: list[Finding] = []
-    for name, part in PARTS.items():
-        if name in (options.only or PARTS):
-            console.log(name)
-            findings += part(options)
-    report.show_findings(console, findings, SPREADS)
-    report.write_json(kept / "rollout.json", findings, cores)
-    console.print(f"The figures are in {kept / 'rollout.json'}")
-    return 1 if any(one.held is False for one in findings) else 0
+    console, target = Console(), read_settings().state_dir / "bench" / "rollout.json"
+    found: Mapping[str, Part] = {name: partial(part, options) for name, part in PARTS.items()}
+    return run(found, options.only, target, SPREADS, console)
 
 
 def _on_ground(part: Callable[[Ground, Console], Iterable[Finding]]) -> list[Finding]:
@@ -69,7 +61,9 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Iterable[Finding]]] = {
 
 
 if __name__ == "__main__":
+    # Else the stack would go on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
-    except (GateDiffers, ShipwayError) as error:
+    except (GateDiffers, ShipwayError, RuntimeError, TimeoutError) as error:
         sys.exit(f"rollout-bench: {error}")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ import yaml
 from rich.console import Console
 
 from deploy import demo, stack
-from deploy.node.torchserve import free_ports
 from deploy.rollout import here
 from deploy.rollout.endpoint import Endpoint
 from deploy.rollout.record import Release
@@ -28,6 +26,7 @@ from model_store.mlflow_environment import ENVIRONMENT
 from model_store.package import package
 from model_store.signing import create_key
 from model_store.training import train
+from tests.stacks import free_stack_ports
 
 MODEL = "flights"
 FAST: Mapping[str, Any] = {
@@ -58,33 +57,36 @@ class Ground:
 def open_ground(policy: Mapping[str, Any] = FAST) -> Iterator[Ground]:
     """In a directory of its own, of which nothing is left afterwards, and no process either."""
     os.environ.update(ENVIRONMENT)  # before mlflow is imported, here and in what is started
-    directory = Path(tempfile.mkdtemp(prefix="sr-", dir="/tmp"))  # short, for unix sockets
-    names = ("http_port", "metrics_port", "mlflow_port", "prometheus_port", "alertmanager_port", "courier_port")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    policy_file = directory / "rollouts.yaml"
-    policy_file.write_text(yaml.safe_dump({"defaults": dict(policy)}))
-    settings = Settings.model_validate({"state_dir": directory, "rollout_config": policy_file, **ports})
-    quiet = Console(file=StringIO())
-    try:
-        stack.up(settings, quiet)
-        create_key(settings.signing_key, settings.trust_dir)
-        version = train(MODEL, tracking_uri=settings.mlflow_uri, plan=Plan(epochs=2, batch_rows=256, max_rows=6000))
-        packaged = package(
-            version.uri,
-            tracking_uri=settings.mlflow_uri,
-            archives_dir=settings.archives_dir,
-            signing_key=settings.signing_key,
+    with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp") as name:  # short, for unix sockets
+        directory, quiet = Path(name), Console(file=StringIO())
+        policy_file = directory / "rollouts.yaml"
+        policy_file.write_text(yaml.safe_dump({"defaults": dict(policy)}))
+        settings = Settings.model_validate(
+            {"state_dir": directory, "rollout_config": policy_file, **free_stack_ports()}
         )
-        members = read_members(packaged.archive)
-        copied = members_of_kind(members, "good", MODEL, 2)
-        _, digest = pack(copied, MODEL, 2, settings.archives_dir, settings.signing_key)
-        first, second = Release(version=1, digest=packaged.digest), Release(version=2, digest=digest)
-        here.serve(settings, MODEL, first)
-        demo.wait_until_ready(settings, packaged, quiet)
-        yield Ground(settings, first, second, golden_rows(members[GOLDEN]))
-    finally:
-        stack.down(settings, quiet)
-        shutil.rmtree(directory)
+        try:
+            stack.up(settings, quiet)
+            yield _served(settings, quiet)
+        finally:
+            stack.down(settings, quiet)
+
+
+def _served(settings: Settings, quiet: Console) -> Ground:
+    create_key(settings.signing_key, settings.trust_dir)
+    version = train(MODEL, tracking_uri=settings.mlflow_uri, plan=Plan(epochs=2, batch_rows=256, max_rows=6000))
+    packaged = package(
+        version.uri,
+        tracking_uri=settings.mlflow_uri,
+        archives_dir=settings.archives_dir,
+        signing_key=settings.signing_key,
+    )
+    members = read_members(packaged.archive)
+    copied = members_of_kind(members, "good", MODEL, 2)
+    _, digest = pack(copied, MODEL, 2, settings.archives_dir, settings.signing_key)
+    first, second = Release(version=1, digest=packaged.digest), Release(version=2, digest=digest)
+    here.serve(settings, MODEL, first)
+    demo.wait_until_ready(settings, packaged, quiet)
+    return Ground(settings, first, second, golden_rows(members[GOLDEN]))
 
 
 def golden_rows(golden: bytes) -> list[list[dict[str, Any]]]:

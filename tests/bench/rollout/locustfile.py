@@ -4,22 +4,18 @@
 """
 
 # locust comes first: it replaces the blocking parts of the standard library before anyone else imports them.
-from locust import FastHttpUser, User, constant_throughput, events, task  # isort: skip
+from locust import FastHttpUser, User, constant_throughput, task  # isort: skip
 
 import json
 import os
 import random
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gevent
-import grpc
-import grpc.experimental.gevent
-import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.grpc import service_pb2
+
+from tests.load.over_grpc import GrpcUser, floats, raw
 
 MODEL, TARGET = os.environ["BENCH_MODEL"], os.environ["BENCH_TARGET"]
 RATE = float(os.environ["BENCH_USER_RATE"])
@@ -27,8 +23,6 @@ RATE = float(os.environ["BENCH_USER_RATE"])
 ROWS: list[list[dict[str, Any]]] = json.loads(Path(os.environ["BENCH_ROWS"]).read_text())
 """Open Inference tensors of one row each."""
 TIMEOUT_SECONDS = 30
-
-grpc.experimental.gevent.init_gevent()
 
 
 def pace(user: User) -> float:
@@ -51,14 +45,8 @@ def message(tensors: list[dict[str, Any]]) -> Any:
         )
         for tensor in tensors
     ]
-    return service_pb2.ModelInferRequest(model_name=MODEL, inputs=inputs, raw_input_contents=map(raw, tensors))
-
-
-def raw(tensor: dict[str, Any]) -> bytes:
-    if tensor["datatype"] == "BYTES":
-        packed: bytes = serialize_byte_tensor(np.array(tensor["data"], dtype=np.object_)).item()
-        return packed
-    return np.array(tensor["data"], dtype=np.float32).tobytes()
+    contents = [raw(tensor["data"], tensor["datatype"]) for tensor in tensors]
+    return service_pb2.ModelInferRequest(model_name=MODEL, inputs=inputs, raw_input_contents=contents)
 
 
 BODIES = [json.dumps({"inputs": tensors}) for tensors in ROWS]
@@ -84,45 +72,12 @@ class HttpClient(FastHttpUser):
                 answer.failure(wrong)
 
 
-class GrpcClient(User):
-    """ModelInfer with raw tensors on one long-lived channel for each user."""
+class GrpcClient(GrpcUser):
+    """ModelInfer with raw tensors."""
 
     host = TARGET
     wait_time = pace
 
-    def on_start(self) -> None:
-        self.channel = grpc.insecure_channel(TARGET, options=[("grpc.use_local_subchannel_pool", 1)])
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-
-    def on_stop(self) -> None:
-        self.channel.close()
-
     @task
     def infer(self) -> None:
-        start = time.perf_counter()
-        failure: Exception | None = None
-        size_bytes = 0
-        try:
-            answer, call = self.stub.ModelInfer.with_call(random.choice(MESSAGES), timeout=TIMEOUT_SECONDS)
-            size_bytes = answer.ByteSize()
-            values = np.frombuffer(answer.raw_output_contents[0], dtype=np.float32).tolist()
-            wrong = fault(values, {key: str(value) for key, value in call.initial_metadata()})
-            failure = None if wrong is None else ValueError(wrong)
-        except grpc.RpcError as error:
-            failure = error
-        self.environment.events.request.fire(
-            request_type="GRPC",
-            name="ModelInfer",
-            response_time=(time.perf_counter() - start) * 1000,
-            response_length=size_bytes,
-            exception=failure,
-            context={},
-        )
-
-
-def wind_the_clock(**_: object) -> None:
-    """The clock of gevent stands still while Python works: --run-time would count what making the requests took."""
-    gevent.sleep(0)
-
-
-events.init.add_listener(wind_the_clock)  # type: ignore[no-untyped-call]
+        self.ask(random.choice(MESSAGES), TIMEOUT_SECONDS, lambda answer, headers: fault(floats(answer), headers))

@@ -111,8 +111,8 @@ def test_what_waits_is_bounded_by_rows(watched: Agreement, monkeypatch: pytest.M
 def test_the_worst_are_kept_for_their_owner(watched: Agreement, tmp_path: Path) -> None:
     """Of every second one the other version is certain."""
     path = tmp_path / "node" / "disagreements.json"
-    watched.write(path)
-    assert not path.exists()  # nothing to say
+    assert read_disagreements(path, "flights") == ()
+    watched.write(path)  # whatever another process has left there
     assert read_disagreements(path, "flights") == ()
     for number, made in enumerate(IDS):
         watched.answered(CHAMPION, told((made, [0, 0])))
@@ -129,7 +129,11 @@ def test_disagreements_of_an_earlier_version_go(watched: Agreement, tmp_path: Pa
     path = tmp_path / "disagreements.json"
     watched.answered(CHAMPION, told((IDS[0], [0])))
     watched.copied(CANDIDATE, told((IDS[0], [0])))
+    watched.write(path)
+    assert [each.copied_to for each in read_disagreements(path, "flights")] == [2]
     watched.watch({("flights", 3)})
+    watched.write(path)
+    assert read_disagreements(path, "flights") == ()
     watched.answered(CHAMPION, told((IDS[1], [0])))
     watched.copied(Version("flights", "3", ("late", "on time")), told((IDS[1], [0])))
     watched.write(path)

@@ -1,4 +1,4 @@
-"""Watching workers: what TorchServe does not answer is one version's trouble, and never ends the node."""
+"""What a node has in force, what it says of it, and what it does first."""
 
 import asyncio
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.errors import LoadFailed
+from deploy.node.agreement import Agreement
 from deploy.node.desired import Actual, Desired, DesiredEndpoint, Mirror
 from deploy.node.envoy import Edge
 from deploy.node.layout import Layout
@@ -16,16 +17,18 @@ from monitoring.profile import Profile
 from tests.unit.deploy.node.conftest import DIGESTS
 
 
-class Workers:
-    """A TorchServe that says of its workers what the test tells it."""
+class Sockets:
+    """The places of workers, of which the test says whether anybody is in them."""
 
     def __init__(self) -> None:
-        self.answer: list[str] | LoadFailed = ["READY", "READY"]
+        self.alive = {"a place": 7}
+        self.closed: list[tuple[str, int]] = []
 
-    async def workers(self, _model: str, _version: int) -> list[str]:
-        if isinstance(self.answer, LoadFailed):
-            raise self.answer
-        return self.answer
+    def workers(self, _model: str, _version: int) -> "Sockets":
+        return self
+
+    def close(self, model: str, version: int) -> None:
+        self.closed.append((model, version))
 
 
 @pytest.fixture
@@ -37,8 +40,10 @@ def published() -> list[str]:
 def reconciler(layout: Layout, edge: Edge, endpoint: DesiredEndpoint, published: list[str]) -> Reconciler:
     """All three versions are loaded and routed."""
     nobody: Any = None
-    workers: Any = Workers()
-    found = Reconciler(layout, edge, workers, nobody, nobody, Path(), Path(), 1.0, lambda: published.append("now"))
+    places: Any = Sockets()
+    found = Reconciler(
+        layout, edge, nobody, places, nobody, Path(), Path(), 1.0, lambda: published.append("now"), Agreement()
+    )
     profile = Profile(rows=0, features=())
     for version in (1, 2, 3):
         loaded = Loaded("flights", version, DIGESTS[version], "READY", registered=True, profile=profile)
@@ -51,37 +56,23 @@ def actual(reconciler: Reconciler, endpoint: DesiredEndpoint, not_now: str = "")
     return reconciler.actual(Desired(endpoints=(endpoint,)), pid=1, not_now=not_now)
 
 
-def test_node_is_ready_with_one_worker_alive(
+def test_version_without_a_worker_is_not_ready_until_it_has_one(
     reconciler: Reconciler, endpoint: DesiredEndpoint, published: list[str]
 ) -> None:
-    workers: Any = reconciler.management
-    workers.answer = ["UNLOADED", "READY"]
-    asyncio.run(reconciler.check_workers())
-    assert actual(reconciler, endpoint).ready
-    assert published == []
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (["UNLOADED"], "all its workers died and are being restarted"),
-        ([], "all its workers died and are being restarted"),
-        (LoadFailed("TorchServe does not know flights version 1"), "TorchServe does not know flights version 1"),
-    ],
-)
-def test_version_without_a_worker_is_not_ready_until_it_has_one(
-    reconciler: Reconciler, endpoint: DesiredEndpoint, published: list[str], answer: Any, reason: str
-) -> None:
-    workers: Any = reconciler.management
-    workers.answer = answer
-    asyncio.run(reconciler.check_workers())
+    reconciler.check_workers()
+    assert (actual(reconciler, endpoint).ready, published) == (True, [])
+    places: Any = reconciler.places
+    places.alive = {}
+    for _ in range(2):
+        reconciler.check_workers()
     found = actual(reconciler, endpoint)
     assert not found.ready
-    assert found.reason.startswith(f"flights version 1 is LOADING: {reason}")
-    assert published == ["now"] * 3
-    workers.answer = ["READY"]
-    asyncio.run(reconciler.check_workers())
+    assert found.reason.startswith("flights version 1 is LOADING: all its workers died and are being restarted")
+    assert published == ["now"] * 3  # once for each version
+    places.alive = {"a place": 8}
+    reconciler.check_workers()
     assert actual(reconciler, endpoint).ready
+    assert actual(reconciler, endpoint).endpoints[0].versions[0].reason == ""
 
 
 def test_node_says_why_it_is_not_ready(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
@@ -123,9 +114,9 @@ def test_rollout_goes_on_without_those_who_are_not_ready(reconciler: Reconciler,
 
 
 def test_dead_workers_move_no_routes(reconciler: Reconciler, endpoint: DesiredEndpoint) -> None:
-    workers: Any = reconciler.management
-    workers.answer = []
-    asyncio.run(reconciler.check_workers())
+    places: Any = reconciler.places
+    places.alive = {}
+    reconciler.check_workers()
     assert reconciler._routable(endpoint) == endpoint
 
 
@@ -296,28 +287,22 @@ def test_torchserve_that_was_started_again_is_given_what_was_proven(
 ) -> None:
     """And what was not is loaded from its archive once more; the routes stay as they are."""
     registered: list[str] = []
-    closed: list[tuple[str, int]] = []
 
-    class TorchServe(Workers):
+    class TorchServe:
         async def register(self, archive: str) -> None:
             registered.append(archive)
 
-    class Sockets:
-        def close(self, model: str, version: int) -> None:
-            closed.append((model, version))
-
     monkeypatch.setattr(reconciler, "management", TorchServe())
-    monkeypatch.setattr(reconciler, "places", Sockets())
+    places: Any = reconciler.places
     reconciler.loaded["flights", 3].profile = None
     reconciler.workers_died()
-    assert not reconciler.all_alive
     assert actual(reconciler, endpoint).reason.startswith("flights version 1 is LOADING: TorchServe died")
     asyncio.run(reconciler.register_again())
     assert [name.rpartition("-")[0] for name in registered] == ["flights-1", "flights-2"]
-    assert closed == [("flights", 3)]
+    assert places.closed == [("flights", 3)]
     assert reconciler.routed == (endpoint,)
-    asyncio.run(reconciler.check_workers())
-    assert reconciler.all_alive
+    reconciler.check_workers()
+    assert {loaded.state for loaded in reconciler.loaded.values() if loaded.proven} == {"READY"}
 
 
 def test_a_node_that_starts_within_a_rollout_serves_the_champion_before_the_candidate_is_loaded(
