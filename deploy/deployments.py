@@ -19,7 +19,7 @@ from deploy.errors import (
     NotPackaged,
     NotPromoted,
 )
-from deploy.node.desired import read_actual, read_desired
+from deploy.node.desired import read_desired, running
 from deploy.rollout import here
 from deploy.rollout.record import Release
 from deploy.settings import Settings
@@ -87,9 +87,9 @@ class Deployments:
         wanted = read_desired(self.settings.desired_file).endpoint(name)
         if wanted is None:
             raise DeploymentMissing(name, self.names())
-        actual = read_actual(self.settings.actual_file)
-        endpoints = [endpoint for endpoint in (actual.endpoints if actual else ()) if endpoint.model == name]
-        states = {(one.version, one.digest): one.state for endpoint in endpoints for one in endpoint.versions}
+        node = running(self.settings.actual_file)
+        found = node.endpoint(name) if node else None
+        states = {(one.version, one.digest): one.state for one in (found.versions if found else ())}
         return {
             "name": name,
             "flavor": FLAVOR,
@@ -147,8 +147,9 @@ class Deployments:
         here.serve(self.settings, name, release, explain=explain)
         deadline = time.monotonic() + EXPLAINER_WITHIN_SECONDS
         while time.monotonic() < deadline:
-            actual = read_actual(self.settings.actual_file)
-            found = next((one.explainer for one in (actual.endpoints if actual else ()) if one.model == name), None)
+            node = running(self.settings.actual_file)
+            endpoint = node.endpoint(name) if node else None
+            found = endpoint.explainer if endpoint else None
             ready = found is not None and (found.version, found.state) == (release.version, "READY")
             if ready if explain else found is None:
                 return
