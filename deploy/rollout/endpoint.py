@@ -61,7 +61,7 @@ class Endpoint:
         with self._alone():
             run = self._run(shadow)
             with self.ledger.writing() as writer:
-                _refuse_unfinished(writer.entries())
+                _refuse_unfinished(writer.newest())
                 champion = self._current(writer)
                 if champion and champion.version == candidate.version:
                     raise AlreadyServes(self.model, champion.version)
@@ -129,7 +129,7 @@ class Endpoint:
     def adopt(self, release: Release, serve: Callable[[], object]) -> Entry | None:
         """Write down that `serve`, which is called, gives all traffic to `release` unjudged; None if it had it."""
         with self.ledger.writing() as writer:
-            _refuse_unfinished(writer.entries())
+            _refuse_unfinished(writer.newest())
             champion = self._current(writer)
             entry = None
             if champion != release:
@@ -156,7 +156,7 @@ class Endpoint:
     def _take_back(self) -> Entry | None:
         """Write that the unfinished rollout is taken back, whoever works on it; None if there is none."""
         with self.ledger.writing() as writer:
-            newest = unfinished(writer.entries())
+            newest = unfinished(writer.newest())
             if newest is None:
                 return None
             move = machine.back(newest, f"taken back by {whoami()}")
@@ -168,7 +168,7 @@ class Endpoint:
         self, writer: Writer, kind: Kind, champion: Release | None, candidate: Release | None, move: Move
     ) -> Entry:
         """A rollout's first entry, and the traffic that belongs to it."""
-        number = len(writer.entries()) + 1
+        number = writer.next_number()
         entry = Entry(
             number=number,
             at=time.time(),
@@ -207,8 +207,8 @@ class Endpoint:
             yield
 
 
-def _refuse_unfinished(entries: list[Entry]) -> None:
-    if found := unfinished(entries):
+def _refuse_unfinished(newest: Entry | None) -> None:
+    if found := unfinished(newest):
         raise RolloutUnfinished(found.model, found.rollout, found.state or "", found.words)
 
 

@@ -255,7 +255,7 @@ def _ended(ground: Ground, command: "subprocess.Popen[bytes]", case: Case) -> En
     else:
         with contextlib.suppress(subprocess.TimeoutExpired):
             command.wait(_GIVE_UP_SECONDS if case.state == "ROLLING_BACK" else _QUIET_SECONDS)
-        if unfinished(ledger.entries()):
+        if unfinished(ledger.newest()):
             _run("rollback", ground)
         command.wait(_GIVE_UP_SECONDS)
     newest = ledger.newest()
