@@ -124,7 +124,10 @@ class QueryRefused(ShipwayError):
         self.url = url
         self.query = query
         self.reason = reason
-        super().__init__(f"the Prometheus at {url} refused the query {query}: {reason}")
+        super().__init__(
+            f"the Prometheus at {url} refused the query {query}: {reason}. "
+            "Ask it there to see why, or name another Prometheus in SHIPWAY_PROMETHEUS_URL"
+        )
 
 
 class NoData(ShipwayError):
