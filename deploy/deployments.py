@@ -1,7 +1,6 @@
 """Deployments, as MLflow calls them: each is one model name in service on the node of this machine, an endpoint."""
 
 import json
-import re
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ from deploy.errors import (
 )
 from deploy.node.desired import read_desired, running
 from deploy.rollout import here
-from deploy.rollout.record import Release
+from deploy.rollout.record import Release, read_percent
 from deploy.settings import Settings
 from model_store.package import package
 from model_store.registry import Registry
@@ -68,6 +67,8 @@ class Deployments:
         found = self.get(name)
         if uri is not None:
             self._roll_out(name, self._release(name, uri), options)
+        elif options.shadow:
+            raise DeploymentRefused("shadow", f"{options.shadow}% and no version", "it together with the model's URI")
         elif options.explain is not None:
             serving = max(found["versions"], key=lambda version: version["weight"])
             self._explain(name, Release(version=serving["version"], digest=serving["digest"]), explain=options.explain)
@@ -160,10 +161,10 @@ class Deployments:
 
 
 def _percent(given: object) -> int:
-    found = re.fullmatch(r"([0-9]{1,3})%?", str(given))
-    if found is None or int(found[1]) > 100:
-        raise DeploymentRefused("shadow", repr(given), "a percentage from 0% to 100%")
-    return int(found[1])
+    try:
+        return read_percent(str(given))
+    except ValueError as error:
+        raise DeploymentRefused("shadow", repr(given), "a whole percentage from 0% to 100%") from error
 
 
 def _yes_or_no(given: object) -> bool | None:
