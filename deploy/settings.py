@@ -65,6 +65,13 @@ class Settings(BaseSettings):
         description="The IP address of the metrics port: plain HTTP to whoever reaches it, with names and numbers.",
     )
     metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz and /metrics.")
+    peer_port: Port | None = Field(
+        **_off(),
+        description=(
+            "The node's port for the edges of other nodes, which ask there for the version that it `serves`; with the "
+            "TLS and the authentication of the other ports."
+        ),
+    )
     mlflow_port: Port = Field(default=5000, description="The port of the MLflow server that `shipway up` starts.")
     prometheus_port: Port = Field(default=9090, description="The port of the Prometheus that `shipway up` starts.")
     alertmanager_port: Port = Field(default=9093, description="The port of the Alertmanager that `shipway up` starts.")
@@ -95,7 +102,14 @@ class Settings(BaseSettings):
     )
     trusted_keys: str | None = Field(
         **_off(),
-        description="Public keys in PEM, one after another, which the node and `fetch` trust beside those of `trust_dir`.",
+        description="Public keys in PEM, one after another, trusted by the node and by `fetch` beside `trust_dir`.",
+    )
+    routing_dir: Path | None = Field(
+        **_off(),
+        description=(
+            "Where `release/routing.json` says which other version, on which nodes, gets a share of the requests for "
+            "the one that this node `serves`, and `rollout/routing.json` how much of them. A replaced file is taken up."
+        ),
     )
     archives_dir: Path = Field(
         **_below("state_dir", "archives"), description="Where archives and their signatures are written and looked for."
@@ -225,6 +239,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         ports = {name: getattr(self, name) for name in sorted(type(self).model_fields) if name.endswith("_port")}
+        ports = {name: port for name, port in ports.items() if port is not None}
         if len(set(ports.values())) < len(ports):
             found = ", ".join(f"{variable(name)}={port}" for name, port in ports.items())
             raise ValueError(f"each port must be used once; found {found}")
@@ -236,6 +251,13 @@ class Settings(BaseSettings):
             missing = [variable(name) for name in names if getattr(self, name) is None]
             if missing and len(missing) < len(names):
                 raise ValueError(f"{', '.join(map(variable, names))} go together; missing: {', '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _for_one_version(self) -> Self:
+        alone = [variable(name) for name in ("peer_port", "routing_dir") if getattr(self, name) is not None]
+        if alone and self.serves is None:
+            raise ValueError(f"{' and '.join(alone)}: only for a node with the one version of {variable('serves')}")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,8 @@ from typing import Any
 import aiohttp
 
 from deploy.node.envoy import EDGE
+from deploy.node.peers import PEER
+from deploy.node.tls import TRUST
 
 
 class Admin:
@@ -50,6 +52,10 @@ class Admin:
         # Not from the dump, which has the version of one that was refused.
         return await self._version("sds.server")
 
+    async def active_trust(self) -> str:
+        """Version in force of what other nodes' certificates must be; empty while none of them is asked."""
+        return await self._version(f"sds.{TRUST}")
+
     async def active_filter(self, name: str) -> str:
         """Version in force of a filter that is a file of its own; empty before the first."""
         return await self._version(f"extension_config_discovery.http_filter.{name}")
@@ -61,8 +67,8 @@ class Admin:
         return int(found[0]) if found else 0
 
     async def in_flight(self) -> int:
-        """Requests that clients wait for."""
-        return await self.gauge(f"http\\.{EDGE}\\.downstream_rq_active".replace("\\", ""))
+        """Requests that clients, and other nodes, wait for."""
+        return sum([await self.gauge(f"http.{name}.downstream_rq_active") for name in (EDGE, PEER)])
 
     async def connections(self) -> int:
         """Clients' open connections."""
@@ -76,6 +82,10 @@ class Admin:
     async def tell_clients_to_reconnect(self) -> None:
         """From now on every answer says `Connection: close` or GOAWAY; the listener stays open."""
         await self._post("/healthcheck/fail")
+
+    async def close_peer_listener(self) -> None:
+        """Other nodes are not taken any more; those that are connected are answered."""
+        await self._post("/drain_listeners?inboundonly")
 
     async def close_listeners(self) -> None:
         """Accept no more connections; those that are open go on."""

@@ -1,6 +1,6 @@
 -- Who asks, and whether they may: the first decision of the edge, in its chain only when authentication is on.
 -- The lines before these are written by auth.py: CLIENTS, one for each API key: {name, scopes, digest}; USE, words about
--- what to send. The filter behind this one refuses whatever lacks the mark `passed`, so an error in here lets nobody in.
+-- what to send; FORWARDS, whether other nodes have to be told the credentials. The filter behind this one refuses whatever lacks the mark `passed`, so an error in here lets nobody in.
 
 local bit = require("bit")
 local band, bnot, bor, bxor, ror, shr, tobit = bit.band, bit.bnot, bit.bor, bit.bxor, bit.ror, bit.rshift, bit.tobit
@@ -144,6 +144,11 @@ function envoy_on_request(handle)
     headers:replace("x-shipway-protocol", "oip_grpc")
   end
   local metadata = handle:streamInfo():dynamicMetadata()
+  if FORWARDS then
+    -- From here a route to another node takes them, and nobody else.
+    if key ~= nil then metadata:set("shipway.auth", "x-api-key", key) end
+    if authorization ~= nil then metadata:set("shipway.auth", "authorization", authorization) end
+  end
   local path = headers:get(":path"):match("^[^?#]*")
   if not OPEN[path] then
     local name, scopes, words = caller(metadata, key, authorization)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy.errors import EdgeFileInvalid
-from deploy.node.envoy import Config, typed, watched, watched_file
+from deploy.node.envoy import CREDENTIALS, Config, typed, watched, watched_file
 from deploy.node.user_files import read_private, read_text
 from deploy.scopes import SCOPES, Scope
 from handlers.errors import shown
@@ -31,6 +31,8 @@ from model_store.files import write_atomically
 LUA_FILTER, TOKEN_FILTER, _MARK_FILTER = "shipway.auth", "shipway.tokens", "shipway.passed"
 _LUA, _JWT = "http.lua.v3.Lua", "http.jwt_authn.v3.JwtAuthentication"
 CLIENT_IN_LOG = f"%DYNAMIC_METADATA({LUA_FILTER}:client)%"
+FORWARDED = {name: f"%DYNAMIC_METADATA({LUA_FILTER}:{name})%" for name in CREDENTIALS}
+"""A client's credentials, where they are forwarded."""
 _CLOCK_SKEW_SECONDS = 60
 _CURVES: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 _SMALLEST_RSA_BITS = 2048
@@ -216,13 +218,14 @@ def tokens(issuer: Issuer) -> Config:
     return _extension(TOKEN_FILTER, _JWT, providers={"issuer": provider}, rules=rules)
 
 
-def decisions(api_keys: Path | None, *, takes_tokens: bool) -> Config:
-    """The file of the filter that decides. Raises EdgeFileInvalid."""
+def decisions(api_keys: Path | None, *, takes_tokens: bool, forwards: bool) -> Config:
+    """The file of the filter that decides; whether other nodes are told the credentials. Raises EdgeFileInvalid."""
     keys = read_api_keys(api_keys) if api_keys is not None else ()
     ways = ["an API key in x-api-key"] if api_keys is not None else []
     ways += ["a token in authorization: Bearer"] if takes_tokens else []
     clients = "".join(f"  {_client(key)},\n" for key in keys)
     head = f'local CLIENTS = {{\n{clients}}}\nlocal USE = "{" or ".join(ways)}"\n'
+    head += f"local FORWARDS = {str(forwards).lower()}\n"
     source = head + files("deploy.node").joinpath("auth.lua").read_text()
     return _extension(LUA_FILTER, _LUA, default_source_code={"inline_string": source})
 

@@ -99,6 +99,8 @@ def protocol_app(view: NodeView, max_body_bytes: int) -> web.Application:
 def unknown(view: NodeView, model: str, version: str) -> str:
     """Words for a model or version that is not in service."""
     served = view.models()
+    if version in map(str, served.get(model, ())):
+        return f"version {shown(version)} of model {shown(model)} is on other nodes: here it answers predictions alone"
     if model in served:
         versions = ", ".join(map(str, served[model]))
         return f"version {shown(version)} of model {shown(model)} is not served here; served: {versions}"

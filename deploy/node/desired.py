@@ -3,12 +3,13 @@
 import fcntl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from deploy.errors import StateFileInvalid
+from deploy.node.user_files import identity
 from handlers.answer import EXPLAINER
 from handlers.errors import shown
 from model_store.archive import MODEL_NAME
@@ -24,12 +25,21 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Peer(Frozen):
+    """Where other nodes answer for a version; a DNS name may stand for several."""
+
+    host: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?$")
+    port: int = Field(ge=1, le=65535)
+
+
 class DesiredVersion(Frozen):
     """One version of an endpoint. Weight 0: loaded, and answering only those who pin it."""
 
     version: int = Field(ge=1)
     digest: Digest
     weight: int = Field(ge=0, le=100)
+    peer: Peer | None = None
+    """None for a version that this node has itself."""
 
 
 class Mirror(Frozen):
@@ -60,6 +70,10 @@ class DesiredEndpoint(Frozen):
             raise ValueError(f"every version once; found {numbers}")
         if (total := sum(version.weight for version in self.versions)) != 100:
             raise ValueError(f"the weights must add up to 100; found {total}")
+        here = [version.version for version in self.versions if version.peer is None]
+        for role, version in (("explainer", self.explainer), ("fall-back", self.fallback)):
+            if version in numbers and version not in here:
+                raise ValueError(f"the {role} must be a version of this node's own; found {version}, which is a peer's")
         mirrored = self.mirror.version if self.mirror else None
         for role, version in (("explainer", self.explainer), ("fall-back", self.fallback), ("mirror", mirrored)):
             if version is not None and version not in numbers:
@@ -81,6 +95,35 @@ class Desired(Frozen):
 
     def endpoint(self, model: str) -> DesiredEndpoint | None:
         return next((endpoint for endpoint in self.endpoints if endpoint.model == model), None)
+
+
+class Wanted(Protocol):
+    """Where a node learns what it should serve."""
+
+    def seen(self) -> object:
+        """What changes when there is something new to read."""
+
+    def read(self) -> Desired:
+        """Raises StateFileInvalid."""
+
+    def problems(self) -> tuple[str, ...]:
+        """What of it is not in force, and why, though the node goes on as before."""
+
+
+class DesiredFile:
+    """The file that the command line writes on one machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def seen(self) -> object:
+        return identity(self._path)
+
+    def read(self) -> Desired:
+        return read_desired(self._path)
+
+    def problems(self) -> tuple[str, ...]:
+        return ()
 
 
 class ActualVersion(Frozen):
@@ -119,17 +162,17 @@ class Actual(Frozen):
     endpoints: tuple[ActualEndpoint, ...] = ()
 
 
-_File = TypeVar("_File", Desired, Actual)
+_File = TypeVar("_File", bound=Frozen)
 
 
 def read_desired(path: Path) -> Desired:
     """The desired state; nothing at all where there is no file yet. Raises StateFileInvalid."""
-    return _read(path, Desired) or Desired()
+    return read_state(path, Desired) or Desired()
 
 
 def read_actual(path: Path) -> Actual | None:
     """What the node last said of itself, None where it has never run. Raises StateFileInvalid."""
-    return _read(path, Actual)
+    return read_state(path, Actual)
 
 
 def write_state(path: Path, state: Desired | Actual) -> None:
@@ -174,7 +217,8 @@ def change(path: Path, model: str, edit: Callable[[DesiredEndpoint | None], Desi
     return changed
 
 
-def _read(path: Path, kind: type[_File]) -> _File | None:
+def read_state(path: Path, kind: type[_File]) -> _File | None:
+    """A file that is replaced whole, None where there is none. Raises StateFileInvalid."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -40,8 +40,10 @@ _GRPC_PACKED_SHARE = 8
 _SMALLEST_PACKED_BYTES = 4096
 METADATA = "shipway"
 """What a cluster says of its version stands under this name."""
-SHADOW = "/shadow"
-"""What the name of a cluster ends with that gets copies."""
+SHADOW, PEER, FALL_BACK = "/shadow", "/peer", "/fall-back"
+"""What the name of a cluster ends with that gets copies, or answers other nodes, or what those did not."""
+CREDENTIALS = ("authorization", "x-api-key")
+"""The headers that have a client's."""
 PREDICTION_ID = "x-shipway-prediction-id"
 
 PROTOCOL_HEADER = "x-shipway-protocol"
@@ -53,9 +55,23 @@ class Guard:
     """What TLS and authentication put around the edge; nothing where they are off, so that they cost nothing."""
 
     transport_socket: Config | None = None
+    peer_socket: Config | None = None
+    """Towards other nodes."""
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    """Headers with which a client's credentials are told to other nodes; they reach no worker."""
     filters: tuple[Config, ...] = ()
     """Before all others."""
     log_fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a node answers other nodes for, and where."""
+
+    port: int
+    model: str
+    version: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -69,10 +85,11 @@ class Edge:
     access_log: Path
     threads: int
     guard: Guard = field(default_factory=Guard)
+    own: Own | None = None
 
 
-def bootstrap(edge: Edge, layout: Layout) -> Config:
-    """The static part: admin socket, listener, filters, and the cluster that is the launcher."""
+def bootstrap(edge: Edge, layout: Layout, listeners: Iterable[Config] = ()) -> Config:
+    """The static part: admin socket, listeners, filters, and the cluster that is the launcher."""
     return {
         "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
         # A scrape sees histograms as they are, not as they were up to five seconds ago.
@@ -81,7 +98,7 @@ def bootstrap(edge: Edge, layout: Layout) -> Config:
         "node": {"id": "shipway", "cluster": "shipway"},
         "dynamic_resources": {"cds_config": watched(layout.clusters_file)},
         "static_resources": {
-            "listeners": [_listener(edge, layout)],
+            "listeners": [listener(edge, EDGE, edge.port, _edge_manager(edge, layout)), *listeners],
             "clusters": [_cluster(CONTROL_CLUSTER, [layout.control_socket], max_requests=64)],
         },
     }
@@ -113,24 +130,51 @@ class Upstream:
     """How many requests may wait for them."""
     mirrored: bool = False
     """Whether it gets copies of requests."""
+    peered: bool = False
+    """Whether it answers for other nodes, whose edges count the requests."""
+    falls_in: bool = False
+    """Whether it answers what another node did not, which was told the client's credentials."""
 
 
-def clusters(upstreams: Iterable[Upstream]) -> Config:
+def clusters(upstreams: Iterable[Upstream], others: Iterable[Config] = ()) -> Config:
     """The file of clusters."""
-    return watched_file([cluster for upstream in upstreams for cluster in _clusters(upstream)])
+    return watched_file([*(cluster for upstream in upstreams for cluster in _clusters(upstream)), *others])
 
 
 def _clusters(upstream: Upstream) -> list[Config]:
-    key = upstream.model, upstream.version
+    name = cluster_name(upstream.model, upstream.version)
+    forget = [{"remove": each} for each in CREDENTIALS]
+    forgetting = typed(
+        "shipway.forget", "http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": forget}
+    )
+    more: list[tuple[bool, Config]] = [
+        (True, {"name": name}),
+        (upstream.mirrored, {"name": f"{name}{SHADOW}"}),
+        (upstream.peered, {"name": f"{name}{PEER}"}),
+        (
+            upstream.falls_in,
+            {
+                "name": f"{name}{FALL_BACK}",
+                "alt_stat_name": name,
+                "typed_extension_protocol_options": http1(forgetting),
+            },
+        ),
+    ]
     return [
         {
             "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             **_cluster(name, upstream.workers, upstream.queue_size),
-            # For the answers of a route that learns only in the end who answered.
-            "metadata": {"filter_metadata": {METADATA: {"version": str(upstream.version), "digest": upstream.digest}}},
+            **answers(upstream.version, upstream.digest),
+            **differing,
         }
-        for name in (cluster_name(*key), *([shadow_cluster_name(*key)] if upstream.mirrored else []))
+        for wanted, differing in more
+        if wanted
     ]
+
+
+def answers(version: int, digest: str) -> Config:
+    """A cluster's own word on who it is, for the answers of a route that learns only in the end who answered."""
+    return {"metadata": {"filter_metadata": {METADATA: {"version": str(version), "digest": digest}}}}
 
 
 def to_json(config: Config) -> bytes:
@@ -157,29 +201,41 @@ def _cluster(name: str, sockets: Sequence[Path], max_requests: int) -> Config:
         "connect_timeout": "1s",
         "circuit_breakers": {"thresholds": [{**limits, "max_retries": max_requests}]},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": addresses}]},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http_protocol_options": {}},
-            }
-        },
+        "typed_extension_protocol_options": http1(),
     }
+
+
+def http1(*filters: Config) -> Config:
+    """How a cluster is spoken to: over HTTP/1.1, through these filters, which come after the route's."""
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    options: Config = {"@type": f"type.googleapis.com/{name}", "explicit_http_config": {"http_protocol_options": {}}}
+    if filters:
+        codec = typed("envoy.filters.http.upstream_codec", "http.upstream_codec.v3.UpstreamCodec")
+        options["http_filters"] = [*filters, codec]
+    return {name: options}
 
 
 def set_header(name: str, value: str) -> Config:
     return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
-def _listener(edge: Edge, layout: Layout) -> Config:
-    manager = {
-        "@type": (
-            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-        ),
-        "stat_prefix": EDGE,
-        "codec_type": "AUTO",
+def _edge_manager(edge: Edge, layout: Layout) -> Config:
+    return {
+        **manager(edge, EDGE),
         "rds": {"route_config_name": EDGE, "config_source": watched(layout.routes_file)},
         "http_filters": _filters(edge),
         "local_reply_config": _local_replies(edge),
+    }
+
+
+def manager(edge: Edge, name: str) -> Config:
+    """What all listeners have in common, but for their routes, filters, and own answers."""
+    return {
+        "@type": (
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+        ),
+        "stat_prefix": name,
+        "codec_type": "AUTO",
         "access_log": [_access_log(edge)],
         "generate_request_id": True,
         "preserve_external_request_id": True,
@@ -200,10 +256,13 @@ def _listener(edge: Edge, layout: Layout) -> Config:
         "drain_timeout": "1s",
         "http2_protocol_options": {"max_concurrent_streams": 1024},
     }
+
+
+def listener(edge: Edge, name: str, port: int, manager: Config) -> Config:
     secured = {"transport_socket": edge.guard.transport_socket} if edge.guard.transport_socket else {}
     return {
-        "name": EDGE,
-        "address": {"socket_address": {"address": edge.host, "port_value": edge.port}},
+        "name": name,
+        "address": {"socket_address": {"address": edge.host, "port_value": port}},
         "per_connection_buffer_limit_bytes": _READ_BYTES,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}], **secured}],
     }
@@ -226,8 +285,11 @@ def _filters(edge: Edge) -> list[Config]:
         _pack(),
         _lua(GRPC_ERRORS_FILTER, _script("grpc_errors.lua")),
     )
-    router = typed(_ROUTER, "http.router.v3.Router", suppress_envoy_headers=True)
-    return [*edge.guard.filters, *({**each, "disabled": True} for each in by_route), router]
+    return [*edge.guard.filters, *({**each, "disabled": True} for each in by_route), router()]
+
+
+def router() -> Config:
+    return typed(_ROUTER, "http.router.v3.Router", suppress_envoy_headers=True)
 
 
 def _unpack(name: str, ratio: int) -> Config:
@@ -322,7 +384,7 @@ def _access_log(edge: Edge) -> Config:
                     "time": "%START_TIME%",
                     "method": "%REQ(:METHOD)%",
                     # Without its query, where somebody may have written a key.
-                    "path": "%PATH(NQ:PATH)%",
+                    "path": "%PATH(NQ:ORIG_OR_PATH)%",
                     "http": "%PROTOCOL%",
                     "protocol": "%ROUTE_NAME%",
                     "status": "%RESPONSE_CODE%",

@@ -18,22 +18,23 @@ from aiohttp import web
 
 from deploy import termination
 from deploy.errors import NodeError, ShipwayError
-from deploy.node import children, control, envoy, exporter, torchserve
+from deploy.node import children, control, envoy, exporter, peers, torchserve
 from deploy.node.admin import Admin
 from deploy.node.agreement import Agreement
 from deploy.node.capturing import capture_plan, expire
-from deploy.node.desired import Actual, Desired, read_desired, write_state
+from deploy.node.desired import Actual, Desired, DesiredFile, Wanted, write_state
 from deploy.node.feedback import Feedback, Limits
 from deploy.node.feedback_store import PostgreSQL, SQLite, Store
 from deploy.node.labels import Label, Result
 from deploy.node.layout import Layout, make_layout
 from deploy.node.places import Places
 from deploy.node.reconcile import Loaded, Overtaken, Reconciler
-from deploy.node.routes import routes
+from deploy.node.routes import REMOVED, routes
+from deploy.node.routing import Routing
 from deploy.node.security import security
-from deploy.node.serves import Handler, read_serves
-from deploy.node.user_files import identity
+from deploy.node.serves import Handler, Serves, read_serves
 from deploy.settings import Settings
+from handlers.hardware import cpu_quota
 from model_store.signing import load_trusted
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,11 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._serves = read_serves(settings.serves) if settings.serves else None
+        serves = read_serves(settings.serves) if settings.serves else None
+        self._wanted: Wanted = Routing(serves, settings.routing_dir) if serves else DesiredFile(settings.desired_file)
         self._desired = Desired()
         self._not_now = "the node is starting"
+        self._unreached = ""
         self._stop = asyncio.Event()
         self._up = asyncio.Event()
         self._layout: Layout = make_layout(settings.run_dir)
@@ -83,8 +86,9 @@ class Node:
             max_body_bytes=settings.max_body_bytes,
             timeout_seconds=settings.request_timeout_seconds,
             access_log=settings.logs_dir / "access.log",
-            threads=max(1, len(os.sched_getaffinity(0)) // 4),
+            threads=max(1, int(cpu_quota()) // 4),
             guard=self._security.guard,
+            own=_own(serves, settings.peer_port),
         )
         self._management = torchserve.Management(self._layout)
         self._places = Places(self._layout)
@@ -105,21 +109,26 @@ class Node:
             drain_seconds=settings.drain_seconds,
             publish=self._publish,
             agreement=self._agreement,
-            configure=(self._serves.handler if self._serves else Handler()).apply,
+            configure=(serves.handler if serves else Handler()).apply,
+            # A canary, whose requests are those of stable nodes, which have another version to answer them.
+            others_answer=settings.peer_port is not None and settings.routing_dir is None,
         )
 
     # What `control` answers from.
 
     def actual(self) -> Actual:
         actual = self._reconciler.actual(self._desired, os.getpid(), self._not_now)
-        return actual.model_copy(update={"warnings": self._security.problems() + self._feedback.problems()})
+        unreached = (self._unreached,) if self._unreached else ()
+        warnings = self._security.problems() + self._feedback.problems() + self._wanted.problems() + unreached
+        return actual.model_copy(update={"warnings": warnings})
 
     def models(self) -> dict[str, list[int]]:
         return {e.model: [v.version for v in e.versions] for e in self._reconciler.routed}
 
     def versions(self, model: str) -> dict[int, Loaded]:
         endpoint = self._reconciler.routing(model)
-        by_weight = sorted(endpoint.versions, key=lambda v: -v.weight) if endpoint else []
+        own = [v for v in endpoint.versions if v.peer is None] if endpoint else []
+        by_weight = sorted(own, key=lambda v: -v.weight)
         return {v.version: self._reconciler.loaded[model, v.version] for v in by_weight}
 
     async def label(self, labels: Sequence[Label | Result]) -> list[Result]:
@@ -194,7 +203,8 @@ class Node:
             capture=self._capture.to_json() if self._capture.share else "",
         )
         layout = self._layout
-        (layout.envoy / "bootstrap.json").write_bytes(envoy.to_json(envoy.bootstrap(self._edge, layout)))
+        bootstrap = envoy.bootstrap(self._edge, layout, peers.listeners(self._edge, REMOVED))
+        (layout.envoy / "bootstrap.json").write_bytes(envoy.to_json(bootstrap))
         layout.clusters_file.write_bytes(envoy.to_json(envoy.clusters([])))
         layout.routes_file.write_bytes(envoy.to_json(routes([], self._edge)))
         programs = []
@@ -237,17 +247,17 @@ class Node:
 
     async def _watch_desired(self) -> None:
         """Reconcile at start and whenever the file is replaced, also while an earlier state is being reached."""
-        seen: tuple[int, int] | None = None
+        seen: object = None
         first = True
         while True:
-            now = identity(self._settings.desired_file)
+            now = self._wanted.seen()
             if first or now != seen:
                 seen, first = now, False
                 self._reconciler.overtaken.clear()
                 reaching = asyncio.create_task(self._reach_desired())
                 try:
                     while not (await asyncio.wait([reaching], timeout=WATCH_SECONDS))[0]:
-                        if identity(self._settings.desired_file) != seen:
+                        if self._wanted.seen() != seen:
                             self._reconciler.overtaken.set()
                 finally:
                     reaching.cancel()
@@ -261,20 +271,27 @@ class Node:
     async def _reach_desired(self) -> bool:
         """One pass of the reconciler; false if the same state is to be tried again."""
         try:
-            self._desired = self._serves.desired() if self._serves else read_desired(self._settings.desired_file)
-            await self._reconciler.reconcile(self._desired)
-            self._not_now = ""
-        except Overtaken:
-            pass
+            self._desired = self._wanted.read()
         except ShipwayError as error:
             # The last good state stays in force; the next change of the file is tried again.
-            logger.error("the desired state was not reached: %s", error)
-            if self._not_now:  # there is no good state yet, and this is why
-                self._not_now = str(error)
-        except (OSError, aiohttp.ClientError) as error:  # a full disk, or a dead Envoy: tried again until it works
-            logger.error("the desired state was not reached, and is tried again: %s", error)
+            self._not_reached(error)
+            return True
+        try:
+            await self._reconciler.reconcile(self._desired)
+            self._not_now = self._unreached = ""
+        except Overtaken:
+            pass
+        # A full disk, a dead Envoy, one that does not take what it is told: tried again until it works.
+        except (ShipwayError, OSError, aiohttp.ClientError) as error:
+            self._not_reached(error)
             return False
         return True
+
+    def _not_reached(self, error: Exception) -> None:
+        self._unreached = f"the desired state was not reached: {error}"
+        logger.error("%s", self._unreached)
+        if self._not_now:  # there is no good state yet, and this is why
+            self._not_now = str(error)
 
     async def _watch_workers(self) -> None:
         while True:
@@ -313,6 +330,8 @@ class Node:
         deadline = started + self._settings.drain_seconds
         logger.info("draining: clients are told to reconnect")
         await self._admin.tell_clients_to_reconnect()
+        # Other nodes have somebody else to ask, at once.
+        await self._admin.close_peer_listener()
         while time.monotonic() < min(deadline, started + NOTICE_SECONDS) and await self._admin.connections():
             await asyncio.sleep(0.05)
         await self._admin.close_listeners()
@@ -322,6 +341,8 @@ class Node:
             if time.monotonic() > idle_until and not await self._admin.in_flight():
                 logger.info("%s idle connections are closed", connections)
                 break
+            await asyncio.sleep(0.05)
+        while time.monotonic() < deadline and await self._admin.in_flight():  # of other nodes
             await asyncio.sleep(0.05)
         logger.info(
             "drained in %.1f s, %s requests unanswered", time.monotonic() - started, await self._admin.in_flight()
@@ -350,6 +371,10 @@ async def _within(seconds: float, started: Coroutine[None, None, None]) -> None:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+def _own(serves: Serves | None, port: int | None) -> envoy.Own | None:
+    return None if serves is None or port is None else envoy.Own(port, serves.model, serves.version, serves.digest)
 
 
 def _store(settings: Settings) -> Store:

@@ -7,14 +7,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
 import yaml
 
 from deploy.errors import LoadFailed, NodeError
-from deploy.node import envoy, explainer, golden
+from deploy.node import envoy, explainer, golden, peers
 from deploy.node.admin import Admin
 from deploy.node.agreement import Agreement
 from deploy.node.desired import (
@@ -25,6 +25,7 @@ from deploy.node.desired import (
     Desired,
     DesiredEndpoint,
     DesiredVersion,
+    Peer,
     State,
 )
 from deploy.node.layout import Layout
@@ -80,6 +81,20 @@ class Loaded:
         return self.registered and self.profile is not None
 
 
+@dataclass(frozen=True)
+class _Use:
+    """What the clusters of one version must be there for."""
+
+    digest: str
+    peer: Peer | None = None
+    mirrored: bool = False
+    falls_in: bool = False
+    """For what another node did not answer."""
+
+    def __or__(self, newer: "_Use") -> "_Use":
+        return replace(newer, mirrored=self.mirrored or newer.mirrored, falls_in=self.falls_in or newer.falls_in)
+
+
 class Overtaken(Exception):
     """There is a newer desired state."""
 
@@ -101,6 +116,8 @@ class Reconciler:
     agreement: Agreement
     configure: Callable[[Path], None]
     """What is done to a verified, unpacked archive before TorchServe sees it. Explainers are left alone."""
+    others_answer: bool = False
+    """Whether other nodes answer what this one does not, so that nobody waits here for a worker."""
     loaded: dict[Key, Loaded] = field(default_factory=dict)
     routed: tuple[DesiredEndpoint, ...] = ()
     overtaken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -114,7 +131,7 @@ class Reconciler:
 
         Raises Overtaken while a version is being loaded; the next pass goes on with that, or lets go of it.
         """
-        versions = {(endpoint.model, v.version): v.digest for endpoint in desired.endpoints for v in endpoint.versions}
+        versions = {(e.model, v.version): v.digest for e in desired.endpoints for v in e.versions if v.peer is None}
         explainers = {key: versions[e.model, key[1]] for e in desired.endpoints if (key := _explainer(e))}
         # What needs no loading is done first: a rollback must not wait until another version is loaded.
         await self._route_ready(desired)
@@ -160,17 +177,23 @@ class Reconciler:
         endpoints = tuple(self._actual_endpoint(endpoint) for endpoint in desired.endpoints)
         missing = [
             f"{e.model} version {v.version} is {v.state}{': ' + v.reason if v.reason else ''}"
-            for e in endpoints
-            for v in e.versions
-            if v.state != "READY"
+            for wanted, e in zip(desired.endpoints, endpoints, strict=True)
+            for asked, v in zip(wanted.versions, e.versions, strict=True)
+            if v.state != "READY" and asked.peer is None
         ]
-        predicting = [_without_explainer(e) for e in self.routed]
-        not_routed = [e.model for e in desired.endpoints if _without_explainer(e) not in predicting]
+        not_routed = [e.model for e in desired.endpoints if not self._is_routed(e)]
         if not missing and not_routed:
             missing = [f"the routes of {', '.join(not_routed)} are not in force yet"]
         if not_now:
             missing = [not_now]
         return Actual(pid=pid, ready=not missing, reason="; ".join(missing), endpoints=endpoints)
+
+    def _is_routed(self, endpoint: DesiredEndpoint) -> bool:
+        """Whether predictions are routed as desired. A node's readiness must not depend on what others answer."""
+        routed = self.routing(endpoint.model)
+        if routed is not None and any(v.peer for v in (*endpoint.versions, *routed.versions)):
+            return True
+        return _without_explainer(endpoint) in [_without_explainer(e) for e in self.routed]
 
     def _actual_endpoint(self, desired: DesiredEndpoint) -> ActualEndpoint:
         routed = self.routing(desired.model)
@@ -191,10 +214,12 @@ class Reconciler:
         return next((routed for routed in self.routed if routed.model == model), None)
 
     def _actual_version(self, model: str, desired: DesiredVersion, weight: int) -> ActualVersion:
-        loaded = self.loaded.get((model, desired.version))
+        loaded = self.loaded.get((model, desired.version)) if desired.peer is None else None
         state: State = loaded.state if loaded else "LOADING"
         reason = loaded.reason if loaded else ""
-        if loaded and loaded.digest != desired.digest:
+        if desired.peer is not None:
+            state = "READY" if (model, desired.version) in _named(self.routed) else "LOADING"
+        elif loaded and loaded.digest != desired.digest:
             state, reason = "FAILED", f"it is loaded as {loaded.digest}; serve another version, then this one again"
         return ActualVersion(version=desired.version, digest=desired.digest, weight=weight, state=state, reason=reason)
 
@@ -312,11 +337,7 @@ class Reconciler:
 
     def _routable(self, endpoint: DesiredEndpoint) -> DesiredEndpoint | None:
         """The endpoint with its ready versions; as it was, while one that should get traffic is not ready."""
-        ready = {
-            v.version
-            for v in endpoint.versions
-            if (loaded := self.loaded.get((endpoint.model, v.version))) and loaded.proven and loaded.digest == v.digest
-        }
+        ready = {v.version for v in endpoint.versions if v.peer is not None or self._has(endpoint.model, v)}
         if not all(v.version in ready for v in endpoint.versions if v.weight > 0):
             before = self.routing(endpoint.model)
             if before is not None or endpoint.fallback not in ready:
@@ -330,6 +351,11 @@ class Reconciler:
             "mirror": endpoint.mirror if endpoint.mirror and endpoint.mirror.version in ready else None,
         }
         return endpoint.model_copy(update=now)
+
+    def _has(self, model: str, version: DesiredVersion) -> bool:
+        """Whether this very archive can answer here."""
+        loaded = self.loaded.get((model, version.version))
+        return loaded is not None and loaded.proven and loaded.digest == version.digest
 
     def _explaining(self, endpoint: DesiredEndpoint, ready: set[int]) -> int | None:
         """The version that is explained now: the one before as long as the one that should be is being loaded."""
@@ -349,21 +375,42 @@ class Reconciler:
     async def _route(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         if endpoints == self.routed:
             return
-        old, new = _named(self.routed), _named(endpoints)
-        copied, copying = _mirrored(self.routed), _mirrored(endpoints)
+        old, new = self._uses(self.routed), self._uses(endpoints)
+        both = {key: old[key] | new[key] if key in old and key in new else (old | new)[key] for key in old | new}
         # A change of weights alone needs no cluster to come or to go.
-        if (both := (old | new, copied | copying)) != (old, copied):
-            await self._set_clusters(*both)
+        if both != old:
+            await self._set_clusters(both)
         await self._set_routes(endpoints)
-        self.places.turn_away(_replaceable(endpoints))
-        self.agreement.watch({key for key in copying if self._decides(key)})
-        for model, version in old - new:
+        self.places.turn_away(_replaceable(endpoints) | (set(new) if self.others_answer else set()))
+        self.agreement.watch({key for key, use in new.items() if use.mirrored and self._decides(key)})
+        for model, version in old.keys() - new.keys():
             await self._drain(model, version)
-        if both != (new, copying):
-            await self._set_clusters(new, copying)
+        if both != new:
+            await self._set_clusters(new)
 
-    async def _set_clusters(self, keys: set[Key], mirrored: set[Key]) -> None:
-        config = envoy.clusters(self._upstream(self.loaded[key], mirrored=key in mirrored) for key in sorted(keys))
+    def _uses(self, endpoints: tuple[DesiredEndpoint, ...]) -> dict[Key, _Use]:
+        """Every version that routes name, and every explainer."""
+        found = {key: _Use(self.loaded[key].digest) for e in endpoints if (key := _explainer(e))}
+        for endpoint in endpoints:
+            mirrored = endpoint.mirror.version if endpoint.mirror else None
+            telling = bool(self.edge.guard.credentials) and any(v.peer for v in endpoint.versions)
+            for v in endpoint.versions:
+                found[endpoint.model, v.version] = _Use(
+                    v.digest,
+                    v.peer,
+                    mirrored=v.version == mirrored,
+                    falls_in=telling and v.version == endpoint.fallback,
+                )
+        return found
+
+    async def _set_clusters(self, uses: dict[Key, _Use]) -> None:
+        own = [self._upstream(self.loaded[key], use) for key, use in sorted(uses.items()) if use.peer is None]
+        asked = [
+            peers.Asked(*key, use.digest, use.peer, mirrored=use.mirrored)
+            for key, use in sorted(uses.items())
+            if use.peer is not None
+        ]
+        config = envoy.clusters(own, [cluster for each in asked for cluster in peers.clusters(each, self.edge)])
         names = {cluster["name"] for cluster in config["resources"]}
         write_atomically(self.layout.clusters_file, envoy.to_json(config), 0o600)
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
@@ -374,12 +421,19 @@ class Reconciler:
 
     def _decides(self, key: Key) -> bool:
         """Whether a version predicts classes, which can agree with another's."""
-        profile = self.loaded[key].profile
-        return profile is not None and bool(profile.classes)
+        loaded = self.loaded.get(key)  # what another node predicts is not told here
+        return loaded is not None and loaded.profile is not None and bool(loaded.profile.classes)
 
-    @staticmethod
-    def _upstream(loaded: Loaded, *, mirrored: bool) -> envoy.Upstream:
-        return envoy.Upstream(*loaded.key, loaded.digest, loaded.workers, loaded.queue_size, mirrored=mirrored)
+    def _upstream(self, loaded: Loaded, use: _Use) -> envoy.Upstream:
+        return envoy.Upstream(
+            *loaded.key,
+            loaded.digest,
+            loaded.workers,
+            loaded.queue_size,
+            mirrored=use.mirrored,
+            peered=self.edge.own is not None and loaded.key == (self.edge.own.model, self.edge.own.version),
+            falls_in=use.falls_in,
+        )
 
     async def _set_routes(self, endpoints: tuple[DesiredEndpoint, ...]) -> None:
         config = routes(endpoints, self.edge)
@@ -444,11 +498,6 @@ def _without(endpoint: DesiredEndpoint, ready: set[int]) -> DesiredEndpoint:
         for v in endpoint.versions
     )
     return endpoint.model_copy(update={"versions": versions})
-
-
-def _mirrored(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:
-    """The versions that get copies of requests."""
-    return {(endpoint.model, endpoint.mirror.version) for endpoint in endpoints if endpoint.mirror}
 
 
 def _replaceable(endpoints: tuple[DesiredEndpoint, ...]) -> set[Key]:

@@ -13,12 +13,14 @@ for those who send gzip or accept it, so that nobody else pays for them.
 from collections.abc import Sequence
 from itertools import accumulate
 
-from deploy.node.desired import DesiredEndpoint, DesiredVersion, Mirror
+from deploy.node.desired import DesiredEndpoint, DesiredVersion
 from deploy.node.envoy import (
     BRIDGE_FILTER,
     BUFFER_FILTER,
     CONTROL_CLUSTER,
+    CREDENTIALS,
     EDGE,
+    FALL_BACK,
     GRPC_BUFFER_FILTER,
     GRPC_ERRORS_FILTER,
     GRPC_ROUTE_FILTER,
@@ -34,18 +36,19 @@ from deploy.node.envoy import (
     cluster_name,
     over_grpc,
     set_header,
-    shadow_cluster_name,
     watched_file,
 )
+from deploy.node.envoy import SHADOW as SHADOW_CLUSTER
 from deploy.node.explainer import explainer_of
+from deploy.node.peers import DIGEST_HEADER, REFUSED_HEADER, said_to_peers
 from handlers.answer import CALL_HEADER, GRPC, HTTP, ID_CHARACTERS, REPLAY_HEADER, ROWS, SHADOW
 from handlers.protocol.messages import HEALTH_SERVICE, SERVICE
 
 # Never passed on from a client: our own headers, its credentials, and what means nothing behind the edge, for each
 # costs the worker time. On the route itself, because a virtual host's removals come after a route's additions.
-_REMOVED = (
-    *(CALL_HEADER, REPLAY_HEADER, PREDICTION_ID, "x-shipway-model", "x-shipway-version", "x-shipway-digest"),
-    *("authorization", "x-api-key"),
+REMOVED = (
+    *(CALL_HEADER, REPLAY_HEADER, PREDICTION_ID, "x-shipway-model", "x-shipway-version", DIGEST_HEADER),
+    *CREDENTIALS,
     *("accept", "accept-encoding", "user-agent", "x-envoy-external-address", "x-forwarded-for", "x-forwarded-proto"),
 )
 _TRACE = ("traceparent", "tracestate")
@@ -97,7 +100,7 @@ def _endpoint_routes(endpoint: DesiredEndpoint, edge: Edge, *, packed: bool) -> 
         for version, percent in shares:
             match = _share(_match(protocol, model, None, packed=packed), percent)
             route = _predict(match, model, version, protocol, edge, packed=packed)
-            predicting.append(_in_rollout(route, endpoint, version.version))
+            predicting.append(_in_rollout(route, endpoint, version, edge))
     explained = [version for version in endpoint.versions if version.version == endpoint.explainer]
     return [*predicting, *(route for version in explained for route in _explain(model, version, edge, packed=packed))]
 
@@ -120,23 +123,25 @@ def _share(match: Config, percent: int) -> Config:
     return {**match, "runtime_fraction": fraction}
 
 
-def _in_rollout(route: Config, endpoint: DesiredEndpoint, version: int) -> Config:
+def _in_rollout(route: Config, endpoint: DesiredEndpoint, version: DesiredVersion, edge: Edge) -> Config:
     """What the requests of everybody get beside: somebody who answers what this version loses, and copies."""
-    if endpoint.fallback not in (None, version):
-        route = _falling_back(route, endpoint.model, version, endpoint.fallback)
-    if endpoint.mirror and endpoint.mirror.version != version:
-        route = {
-            **route,
-            "route": {**route["route"], "request_mirror_policies": [_copies(endpoint.model, endpoint.mirror)]},
-        }
+    if endpoint.fallback not in (None, version.version):
+        fall_back = cluster_name(endpoint.model, endpoint.fallback)
+        told = version.peer is not None and edge.guard.credentials
+        name = cluster_name(endpoint.model, version.version)
+        route = _falling_back(route, name, fall_back + FALL_BACK if told else fall_back)
+    if endpoint.mirror and endpoint.mirror.version != version.version:
+        copied = next(each for each in endpoint.versions if each.version == endpoint.mirror.version)
+        copies = _copies(endpoint.model, copied, endpoint.mirror.percent, edge)
+        route = {**route, "route": {**route["route"], "request_mirror_policies": [copies]}}
     return route
 
 
-def _falling_back(route: Config, model: str, version: int, fallback: int) -> Config:
+def _falling_back(route: Config, name: str, fall_back: str) -> Config:
     """The first try is the version's, and all others are the fall-back's: it counts and answers under its own name."""
     kind = "type.googleapis.com/envoy.extensions.router.cluster_specifiers.priority_group.v3"
     # Twice, as what a worker of the fall-back loses is asked once more, as always.
-    tries = [cluster_name(model, each) for each in (version, fallback, fallback)]
+    tries = [name, fall_back, fall_back]
     groups = [
         {"name": str(number), "clusters": [{"cluster_name": name, "weight": 1}]} for number, name in enumerate(tries)
     ]
@@ -158,17 +163,18 @@ def _falling_back(route: Config, model: str, version: int, fallback: int) -> Con
         **route,
         "route": action,
         "response_headers_to_add": list(said.values()),
-        "stat_prefix": cluster_name(model, version),
+        "stat_prefix": name,
     }
 
 
-def _copies(model: str, mirror: Mirror) -> Config:
+def _copies(model: str, version: DesiredVersion, percent: int, edge: Edge) -> Config:
     # One number is drawn for a request: its last two digits have chosen the version, and these are the two before them.
-    percent = {"numerator": 100 * mirror.percent, "denominator": "TEN_THOUSAND"}
+    fraction = {"numerator": 100 * percent, "denominator": "TEN_THOUSAND"}
+    added = [set_header(REPLAY_HEADER, SHADOW), *(said_to_peers(version, edge) if version.peer else [])]
     return {
-        "cluster": shadow_cluster_name(model, mirror.version),
-        "runtime_fraction": {"default_value": percent, "runtime_key": "shipway.unused"},
-        "request_headers_mutations": [{"append": set_header(REPLAY_HEADER, SHADOW)}],
+        "cluster": cluster_name(model, version.version) + SHADOW_CLUSTER,
+        "runtime_fraction": {"default_value": fraction, "runtime_key": "shipway.unused"},
+        "request_headers_mutations": [{"append": each} for each in added],
     }
 
 
@@ -210,6 +216,11 @@ def _over_http_to(path: str, *, packed: bool) -> Config:
 
 def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, edge: Edge, *, packed: bool) -> Config:
     limits = f"{edge.timeout_seconds:g}" + (" %REQ(grpc-timeout)%" if protocol == GRPC else "")
+    retried = "connect-failure,refused-stream,reset"
+    refused = {
+        "retry_on": f"{retried},retriable-headers",
+        "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
+    }
     return {
         "name": protocol,  # for the access log
         "match": match,
@@ -218,13 +229,16 @@ def _predict(match: Config, model: str, version: DesiredVersion, protocol: str, 
             "cluster": cluster_name(model, version.version),
             "timeout": f"{edge.timeout_seconds}s",
             # A prediction is pure. A worker that dies leaves its socket to the next one, who is asked once more.
-            "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
+            # So does a peer that refuses, and there may be others.
+            "retry_policy": {"retry_on": retried, **(refused if version.peer else {}), "num_retries": 1},
         },
         # Over gRPC the edge's own mark must stay, for answers of Envoy's own are told by it.
-        "request_headers_to_remove": [*_REMOVED, *([] if protocol == GRPC else [PROTOCOL_HEADER])],
+        "request_headers_to_remove": [*REMOVED, *([] if protocol == GRPC else [PROTOCOL_HEADER])],
         "request_headers_to_add": [
             set_header(CALL_HEADER, f"%START_TIME(%s.%6f)%-%UNIQUE_ID% {protocol} {limits}"),
+            *(said_to_peers(version, edge) if version.peer else []),
         ],
+        "response_headers_to_remove": [REFUSED_HEADER] if version.peer else [],
         "response_headers_to_add": [
             set_header("x-shipway-model", model),
             set_header("x-shipway-version", str(version.version)),

@@ -38,7 +38,9 @@ class _Source:
     read: Callable[[], Config]
     target: Path
     in_force: Callable[[], Awaitable[str]]
-    """The version of it that Envoy uses."""
+    """The version of it that Envoy uses; empty while it uses none."""
+    required: bool = True
+    """Whether Envoy uses one at all times."""
     seen: Sequence[object] = ()
     doubted: Sequence[object] = ()
     written: str = ""
@@ -110,7 +112,8 @@ class Security:
         deadline = time.monotonic() + ACTIVE_WITHIN_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # Envoy is too busy to say
-                if await source.in_force() == source.written:
+                found = await source.in_force()
+                if found == source.written or not (found or source.required):
                     return True
             await asyncio.sleep(_POLL_SECONDS)
         return False
@@ -118,7 +121,7 @@ class Security:
 
 def security(settings: Settings, directory: Path, admin: Admin, publish: Callable[[], None]) -> Security:
     """What these settings ask for. Envoy's files go into `directory`."""
-    sources = []
+    sources, forwards = [], settings.routing_dir is not None
     if settings.tls_certificate is not None and settings.tls_key is not None:
         certificate, key = settings.tls_certificate, settings.tls_key
         sources.append(
@@ -130,6 +133,17 @@ def security(settings: Settings, directory: Path, admin: Admin, publish: Callabl
                 in_force=admin.active_secret,
             )
         )
+        if forwards:
+            sources.append(
+                _Source(
+                    what="the certificate of other nodes",
+                    inputs=(certificate, tls.authority(certificate)),
+                    read=tls.Trust(certificate).read,
+                    target=tls.trust_file(directory),
+                    in_force=admin.active_trust,
+                    required=False,
+                )
+            )
     issuer = _issuer(settings)
     if issuer is not None:
         sources.append(
@@ -147,13 +161,15 @@ def security(settings: Settings, directory: Path, admin: Admin, publish: Callabl
             _Source(
                 what="the list of API keys",
                 inputs=() if api_keys is None else (api_keys,),
-                read=lambda: auth.decisions(api_keys, takes_tokens=issuer is not None),
+                read=lambda: auth.decisions(api_keys, takes_tokens=issuer is not None, forwards=forwards),
                 target=auth.decisions_file(directory),
                 in_force=lambda: admin.active_filter(auth.LUA_FILTER),
             )
         )
     guard = Guard(
         transport_socket=tls.transport_socket(directory) if settings.has_tls else None,
+        peer_socket=tls.peer_socket(directory) if settings.has_tls and forwards else None,
+        credentials=auth.FORWARDED if settings.authenticates and forwards else {},
         filters=auth.chain(directory, takes_tokens=issuer is not None) if settings.authenticates else (),
         log_fields={"caller": auth.CLIENT_IN_LOG} if settings.authenticates else {},
     )

@@ -1,6 +1,8 @@
 """TLS at the edge: the user's certificate and key, and what Envoy is told of them."""
 
+import base64
 import datetime as dt
+import hashlib
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,8 @@ from deploy.node.envoy import Config, watched, watched_file
 from deploy.node.user_files import read_private, read_text
 from model_store.files import write_atomically
 
-_NAME = "server"
+_NAME, TRUST = "server", "peers"
+"""Names of Envoy's secrets: what we show, and what others have to show us."""
 DAYS = 30
 _SMALLEST_RSA_BITS = 2048
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -87,6 +90,67 @@ def transport_socket(directory: Path) -> Config:
         "tls_certificate_sds_secret_configs": [{"name": _NAME, "sds_config": watched(secret_file(directory))}],
     }
     kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    return {"name": "tls", "typed_config": {"@type": kind, "common_tls_context": common}}
+
+
+class Trust:
+    """Whom other nodes of the same release must be: they show the certificate that this node shows.
+
+    Where the file `ca.crt` lies beside the certificate, as in a Secret of cert-manager's, they may show any that was
+    issued by it for one of the same names. Otherwise they must have the key of this node's certificate, or of the one
+    that this node had before, for those of a release do not get a new one all at once.
+    """
+
+    def __init__(self, certificate: Path) -> None:
+        self._certificate = certificate
+        self._keys: list[str] = []
+
+    def read(self) -> Config:
+        """The file of it. Raises EdgeFileInvalid."""
+        leaf = _leaf(self._certificate, read_text(self._certificate))
+        issuer = authority(self._certificate)
+        context = _issued(leaf, read_text(issuer)) if issuer.exists() else self._pinned(leaf)
+        kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+        return watched_file([{"@type": kind, "name": TRUST, "validation_context": context}])
+
+    def _pinned(self, leaf: x509.Certificate) -> Config:
+        public = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        key = base64.b64encode(hashlib.sha256(public).digest()).decode()
+        self._keys = [key, *(before for before in self._keys if before != key)][:2]
+        return {"verify_certificate_spki": self._keys}
+
+
+def _issued(leaf: x509.Certificate, issuer_pem: str) -> Config:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    kinds: dict[str, Sequence[object]] = {
+        "DNS": names.get_values_for_type(x509.DNSName),
+        "IP_ADDRESS": names.get_values_for_type(x509.IPAddress),
+    }
+    matchers = [
+        {"san_type": kind, "matcher": {"exact": str(value)}} for kind, values in kinds.items() for value in values
+    ]
+    return {"trusted_ca": {"inline_string": issuer_pem}, "match_typed_subject_alt_names": matchers}
+
+
+def authority(certificate: Path) -> Path:
+    """Where the certificate of its issuer lies, if it does."""
+    return certificate.with_name("ca.crt")
+
+
+def trust_file(directory: Path) -> Path:
+    return directory / "trust.json"
+
+
+def peer_socket(directory: Path) -> Config:
+    """TLS towards other nodes, held to a file in `directory` that Envoy watches."""
+    common = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+        "validation_context_sds_secret_config": {"name": TRUST, "sds_config": watched(trust_file(directory))},
+    }
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
     return {"name": "tls", "typed_config": {"@type": kind, "common_tls_context": common}}
 
 
