@@ -384,7 +384,7 @@ def _access_log(edge: Edge) -> Config:
                     "time": "%START_TIME%",
                     "method": "%REQ(:METHOD)%",
                     # Without its query, where somebody may have written a key.
-                    "path": "%PATH(NQ:PATH)%",
+                    "path": "%PATH(NQ:ORIG_OR_PATH)%",
                     "http": "%PROTOCOL%",
                     "protocol": "%ROUTE_NAME%",
                     "status": "%RESPONSE_CODE%",

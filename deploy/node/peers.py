@@ -16,7 +16,9 @@ from handlers.answer import CALL_HEADER, GRPC, HTTP, REPLAY_HEADER, ROWS, SHADOW
 PEER = "peer"
 """Name of the listener, its route and its statistics."""
 DIGEST_HEADER, REFUSED_HEADER = "x-shipway-digest", "x-shipway-refused"
-_CALL = rf"^[0-9]{{10}}\.[0-9]{{6}}-[0-9a-f-]{{36}} ({HTTP}|{GRPC}|{ROWS}) [ -~]{{1,64}}$"
+_CALL = rf"^[0-9]+\.[0-9]+(-[0-9a-f]+)+ ({HTTP}|{GRPC}|{ROWS}) [ -~]+$"
+ASKED_PATH_HEADER = "x-envoy-original-path"
+"""What the client asked for; Envoy drops a client's own."""
 _UNLIMITED = 1 << 20
 _NOBODY_PORT = 1
 
@@ -86,7 +88,7 @@ def _endpoint(host: str, port: int) -> Config:
 
 
 def _outliers() -> Config:
-    """Who takes no connection, or resets three in a row, is left alone for a second."""
+    """Who takes no connection, or resets three in a row, is left alone for a second; but never all of them."""
     never = ("consecutive_5xx", "consecutive_gateway_failure", "success_rate", "local_origin_success_rate")
     return {
         "split_external_local_origin_errors": True,
@@ -94,14 +96,20 @@ def _outliers() -> Config:
         "interval": "0.5s",
         "base_ejection_time": "1s",
         "max_ejection_time": "5s",
-        "max_ejection_percent": 100,
+        "max_ejection_percent": 50,
         **{f"enforcing_{name}": 0 for name in never},
     }
 
 
 def _to_path(path: str) -> Config:
     """Behind the router, because a mirror, like a fall-back, goes to another path than its route's requests."""
-    source = f'function envoy_on_request(handle) handle:headers():replace(":path", "{path}") end'
+    source = f"""
+        function envoy_on_request(handle)
+          local headers = handle:headers()
+          headers:replace("{ASKED_PATH_HEADER}", headers:get(":path")) -- for the access log
+          headers:replace(":path", "{path}")
+        end
+    """
     return typed("shipway.peer_path", "http.lua.v3.Lua", default_source_code={"inline_string": source})
 
 

