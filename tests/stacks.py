@@ -3,8 +3,8 @@
 from deploy.node.torchserve import free_ports
 from deploy.settings import Settings
 
-PORTS = tuple(name for name in Settings.model_fields if name.endswith("_port"))
-"""Every setting that is one."""
+PORTS = tuple(name for name, field in Settings.model_fields.items() if name.endswith("_port") and field.default)
+"""Every setting that is one, and is on by default."""
 
 
 def free_stack_ports() -> dict[str, int]:
