@@ -19,6 +19,7 @@ from rich.console import Console
 from deploy import termination
 from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
+from deploy.golden_command import golden
 from deploy.planning.commands import plan
 from deploy.rollout.commands import history, rollback, rollout
 from deploy.rollout.copies import PLACE_NAMES
@@ -351,6 +352,8 @@ def deliver(settings: Settings, only: str | None, *, as_json: bool) -> None:
     """Copy now what MLflow and Grafana lack of the ledgers, as `courier` does by itself."""
     from deploy.rollout import copies
 
+    if only == "grafana" and not settings.grafana_url:
+        raise click.UsageError(f"no Grafana is configured; name it in {variable('grafana_url')}")
     wanted = {name: reach for name, reach in copies.places(settings).items() if only in (None, name)}
     found = {name: copies.deliver(settings.rollouts_dir, name, reach) for name, reach in wanted.items()}
     if as_json:
@@ -425,6 +428,7 @@ def report(settings: Settings, name: str, version: int | None, since: int, *, ou
 
 
 cli.add_command(plan)
+cli.add_command(golden)
 
 
 def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":

@@ -4,7 +4,7 @@ from deploy.node.torchserve import free_ports
 from deploy.settings import Settings
 
 PORTS = tuple(name for name, field in Settings.model_fields.items() if name.endswith("_port") and field.default)
-"""Every setting that is one, and not off by default."""
+"""Every setting that is one, and is on by default."""
 
 
 def free_stack_ports() -> dict[str, int]:
