@@ -464,7 +464,8 @@ def main() -> None:
     try:
         cli()
     except (ShipwayError, ModelStoreError, MonitoringError) as error:
-        termination.tell(str(error))
+        if sys.argv[1:2] in (["fetch"], ["node"]):  # what containers are started for, and not what is asked within one
+            termination.tell(str(error))
         click.echo(f"shipway: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:

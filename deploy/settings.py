@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         description=(
             'The one version that the node serves, whatever else is asked for, in JSON: `{"model": "flights", '
             '"version": 7, "digest": "sha256:…"}`; optional are `explain` (true) and `handler` (`workers`, '
-            "`batchSize`, `maxBatchDelayMs`, `responseTimeoutSeconds`, `maxQueue`, where not as packaged)."
+            "`batchSize`, `responseTimeoutSeconds`, `maxQueue`, where not as packaged)."
         ),
     )
     tls_certificate: Path | None = Field(

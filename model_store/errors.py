@@ -20,7 +20,7 @@ ModelStoreError
     ├── ModelUriInvalid      neither models:/NAME/VERSION nor models:/NAME@ALIAS
     ├── RegistryRefuses      the registry answers, but not what it was asked
     ├── VersionNotFound      the registry has no such version or alias
-    ├── ArtifactMissing      a file that every version has is not among this one's artifacts
+    ├── ArtifactMissing      a file that every version has cannot be had of this one
     ├── SourceRefused        a version whose files lie outside the configured artifact root
     └── SignatureUnusable    a logged model whose signature does not say, or not truly, which tensors it takes
 """
@@ -207,10 +207,11 @@ class VersionNotFound(RegistryError):
 
 
 class ArtifactMissing(RegistryError):
-    """A file that every version has is not among this one's artifacts."""
+    """A file that every version has cannot be had of this one: it is not there, or is not given."""
 
-    def __init__(self, owner: str, name: str, remedy: str = "") -> None:
-        super().__init__(f"{owner} has no artifact {name}; {remedy or 'log and register the model again'}")
+    def __init__(self, owner: str, name: str, said: str, remedy: str = "") -> None:
+        instead = remedy or "log and register the model again"
+        super().__init__(f"{owner} gives no artifact {name} ({said}); if it is not there, {instead}")
         self.owner = owner
         self.name = name
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from model_store.archive import archive_name, signature_path, verify_archive
@@ -23,6 +23,7 @@ Download = Callable[[Path], None]
 
 _WITHIN_SECONDS = 60.0
 """Without a single byte."""
+_PART_BYTES = 1 << 20
 _UNDER_WAY = ".fetching-"
 _LEFT_SECONDS = 3600.0
 """What was begun so long ago, by a process that was killed, is not finished by anybody."""
@@ -87,7 +88,18 @@ def _download(address: str, path: Path) -> None:
     except (OSError, ValueError, HTTPException) as error:
         raise NotDownloaded(address, str(error)) from error
     with answer, path.open("wb") as file:
-        shutil.copyfileobj(answer, file)
+        while part := _read(answer, address):
+            file.write(part)
+        if answer.length:  # that of a body which ends too early, without an error
+            raise NotDownloaded(address, f"it broke off {answer.length} bytes before its end")
+
+
+def _read(answer: HTTPResponse, address: str) -> bytes:
+    """The next part of it; nothing at its end."""
+    try:
+        return answer.read(_PART_BYTES)
+    except (OSError, HTTPException) as error:
+        raise NotDownloaded(address, f"it broke off: {error!r}") from error
 
 
 def _remove_leftovers(archives_dir: Path) -> None:

@@ -56,6 +56,7 @@ _UNKNOWN = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARA
 """What MLflow says of a model or version, and of an alias, that it does not have."""
 _MAX_COPIES = 10
 """A version may be a copy of another one, and that of another."""
+_SAID_CHARACTERS = 200
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
 _URI = re.compile(r"models:/(?P<model>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
 
@@ -274,7 +275,8 @@ class Registry:
             if (full := os.strerror(errno.ENOSPC)) in str(error):  # of an error that it caught MLflow keeps the words
                 raise OSError(errno.ENOSPC, full, str(into)) from error
             check_reachable(self.tracking_uri)  # it may have ended meanwhile
-            raise ArtifactMissing(f"the logged model {model_id}", artifact, remedy) from error
+            said = str(error).partition("\n")[0][:_SAID_CHARACTERS]
+            raise ArtifactMissing(f"the logged model {model_id}", artifact, said, remedy) from error
 
     def _location(self, model_id: str) -> str:
         """Where the files of a logged model are. Whoever may create an experiment may name any path or host."""

@@ -1,6 +1,7 @@
 -- Who asks, and whether they may: the first decision of the edge, in its chain only when authentication is on.
 -- The lines before these are written by auth.py: CLIENTS, one for each API key: {name, scopes, digest}; USE, words about
--- what to send; FORWARDS, whether other nodes have to be told the credentials. The filter behind this one refuses whatever lacks the mark `passed`, so an error in here lets nobody in.
+-- what to send; FORWARDS, whether other nodes have to be told the credentials. The filter behind this one refuses
+-- whatever lacks the mark `passed`, so an error in here lets nobody in.
 
 local bit = require("bit")
 local band, bnot, bor, bxor, ror, shr, tobit = bit.band, bit.bnot, bit.bor, bit.bxor, bit.ror, bit.rshift, bit.tobit

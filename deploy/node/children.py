@@ -90,11 +90,18 @@ def reap(seen: set[int]) -> set[int]:
     Our own children are taken note of within milliseconds by whoever waits for them, so that who is dead and was so the
     `seen` time before is an orphan.
     """
-    dead = {child.pid for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE}
+    dead = {child.pid for child in psutil.Process().children() if _is_dead(child)}
     for process in dead & seen:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process, os.WNOHANG)
     return dead - seen
+
+
+def _is_dead(child: psutil.Process) -> bool:
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # who started it took note of its end at this moment
+        return False
 
 
 async def start(

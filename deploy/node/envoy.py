@@ -113,10 +113,6 @@ def cluster_name(model: str, version: int) -> str:
     return f"{model}/{version}"
 
 
-def shadow_cluster_name(model: str, version: int) -> str:
-    return f"{cluster_name(model, version)}{SHADOW}"
-
-
 @dataclass(frozen=True)
 class Upstream:
     """One version that is ready."""

@@ -72,6 +72,8 @@ def _cluster(name: str, asked: Asked, edge: Edge) -> Config:
         "outlier_detection": _outliers(),
         "load_assignment": {
             "cluster_name": name,
+            # One pod that answers is enough: nobody is asked only where there is none.
+            "policy": {"overprovisioning_factor": _UNLIMITED},
             "endpoints": [
                 {"priority": 0, "lb_endpoints": [_endpoint(asked.peer.host, asked.peer.port)]},
                 {"priority": 1, "lb_endpoints": [nobody]},
@@ -88,7 +90,7 @@ def _endpoint(host: str, port: int) -> Config:
 
 
 def _outliers() -> Config:
-    """Who takes no connection, or resets three in a row, is left alone for a second; but never all of them."""
+    """Who takes no connection, or resets three in a row, is left alone for a second; of several never all."""
     never = ("consecutive_5xx", "consecutive_gateway_failure", "success_rate", "local_origin_success_rate")
     return {
         "split_external_local_origin_errors": True,

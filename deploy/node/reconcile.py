@@ -376,7 +376,7 @@ class Reconciler:
         if endpoints == self.routed:
             return
         old, new = self._uses(self.routed), self._uses(endpoints)
-        both = {key: old[key] | new[key] if key in old and key in new else (old | new)[key] for key in old | new}
+        both = old | {key: old[key] | use if key in old else use for key, use in new.items()}
         # A change of weights alone needs no cluster to come or to go.
         if both != old:
             await self._set_clusters(both)

@@ -16,7 +16,6 @@ _SERVES = variable("serves")
 _OF_TORCHSERVE = {
     "workers": ("minWorkers", "maxWorkers"),
     "batch_size": ("batchSize",),
-    "max_batch_delay_ms": ("maxBatchDelay",),
     "response_timeout_seconds": ("responseTimeout",),
     "max_queue": ("jobQueueSize",),
 }
@@ -31,8 +30,6 @@ class Handler(Frozen):
     workers: int | None = Field(default=None, ge=1, le=256)
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     """Requests that one worker answers at once, at most."""
-    max_batch_delay_ms: int | None = Field(default=None, ge=0, le=60_000)
-    """Of TorchServe's own queue, which no request passes: a worker takes what waits for it, and waits for no more."""
     response_timeout_seconds: int | None = Field(default=None, ge=1, le=3600)
     max_queue: int | None = Field(default=None, ge=1, le=100_000)
     """Requests at the version at once; beyond that clients get 503."""

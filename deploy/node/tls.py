@@ -97,8 +97,8 @@ class Trust:
     """Whom other nodes of the same release must be: they show the certificate that this node shows.
 
     Where the file `ca.crt` lies beside the certificate, as in a Secret of cert-manager's, they may show any that was
-    issued by it for one of the same names. Otherwise they must have the key of this node's certificate, or of the one
-    that this node had before, for those of a release do not get a new one all at once.
+    issued by it for one of the same names. Without it, or without a name, they must have the key of this node's
+    certificate, or of the one that this node had before, for those of a release do not get a new one all at once.
     """
 
     def __init__(self, certificate: Path) -> None:
@@ -109,7 +109,8 @@ class Trust:
         """The file of it. Raises EdgeFileInvalid."""
         leaf = _leaf(self._certificate, read_text(self._certificate))
         issuer = authority(self._certificate)
-        context = _issued(leaf, read_text(issuer)) if issuer.exists() else self._pinned(leaf)
+        issued = _issued(leaf, read_text(issuer)) if issuer.exists() else None
+        context = issued or self._pinned(leaf)
         kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
         return watched_file([{"@type": kind, "name": TRUST, "validation_context": context}])
 
@@ -120,7 +121,8 @@ class Trust:
         return {"verify_certificate_spki": self._keys}
 
 
-def _issued(leaf: x509.Certificate, issuer_pem: str) -> Config:
+def _issued(leaf: x509.Certificate, issuer_pem: str) -> Config | None:
+    """None where there is no issuer, or no name: then any certificate would do."""
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -132,6 +134,8 @@ def _issued(leaf: x509.Certificate, issuer_pem: str) -> Config:
     matchers = [
         {"san_type": kind, "matcher": {"exact": str(value)}} for kind, values in kinds.items() for value in values
     ]
+    if not issuer_pem.strip() or not matchers:
+        return None
     return {"trusted_ca": {"inline_string": issuer_pem}, "match_typed_subject_alt_names": matchers}
 
 

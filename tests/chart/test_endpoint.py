@@ -44,7 +44,7 @@ def volume(template: Json, name: str) -> Json:
 
 
 def test_a_pod_template_says_all_that_a_version_is() -> None:
-    handler = {"workers": 2, "batchSize": 32, "maxBatchDelayMs": 2, "responseTimeoutSeconds": 30, "maxQueue": 256}
+    handler = {"workers": 2, "batchSize": 32, "responseTimeoutSeconds": 30, "maxQueue": 256}
     template = pod(render(OPEN, at("model.handlerConfig", handler), at("explain", True)))
     digest = "sha256:" + "7" * 64
     assert serves(template) == {

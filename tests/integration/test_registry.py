@@ -429,7 +429,7 @@ def test_a_copied_version_with_several_inputs_is_packaged_with_its_origin(
     [
         ("unsigned", SignatureUnusable, "it has no signature of its inputs; .*infer_signature"),
         ("columns", SignatureUnusable, "its inputs are columns: .*infer_signature"),
-        ("pickled", ArtifactMissing, 'no artifact data/model.pt2; .*serialization_format="pt2"'),
+        ("pickled", ArtifactMissing, 'no artifact data/model.pt2 .*serialization_format="pt2"'),
         ("a name", NotServable, "its name is 'a name'; allowed are .*copy_model_version"),
         ("odd-explainer", NotServable, "its name is 'odd-explainer'; .*do not end with -explainer"),
         ("lonely", SignatureUnusable, r"was exported for float32\[1, 4\]; .* at least two rows"),

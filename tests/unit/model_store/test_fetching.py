@@ -136,6 +136,15 @@ def files(kept: Kept) -> Iterator[str]:
     """A web server in front of the directory where the archive lies."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/cut/"):
+                self.send_response(200)
+                self.send_header("content-length", "1000")
+                self.end_headers()
+                self.wfile.write(b"0" * 10)
+            else:
+                super().do_GET()
+
         def log_message(self, *_: object) -> None:
             """Nothing to the terminal."""
 
@@ -159,3 +168,9 @@ def test_files_that_are_not_there_are_named(kept: Kept, files: str) -> None:
         kept.fetch(over_http("file:///etc"))
     with pytest.raises(FetchFailed, match="Connection refused"):
         kept.fetch(over_http("http://127.0.0.1:1"))
+
+
+def test_transfer_that_breaks_off_is_not_the_volumes_fault(kept: Kept, files: str) -> None:
+    with pytest.raises(FetchFailed, match=r"\.mar was not to be had: it broke off 990 bytes before its end"):
+        kept.fetch(over_http(f"{files}cut"))
+    assert kept.left == []

@@ -27,9 +27,9 @@ def test_handler_replaces_what_was_packaged_and_leaves_the_rest(tmp_path: Path) 
     (tmp_path / CONFIG).write_bytes(WorkerPlan(workers=1).to_yaml())
     Handler().apply(tmp_path)
     assert (tmp_path / CONFIG).read_bytes() == WorkerPlan(workers=1).to_yaml()
-    handler = {"workers": 3, "batchSize": 8, "maxBatchDelayMs": 2, "responseTimeoutSeconds": 30, "maxQueue": 256}
+    handler = {"workers": 3, "batchSize": 8, "responseTimeoutSeconds": 30, "maxQueue": 256}
     read_serves(json.dumps({**FLIGHTS, "handler": handler})).handler.apply(tmp_path)
-    changed = {"minWorkers": 3, "maxWorkers": 3, "batchSize": 8, "maxBatchDelay": 2, "responseTimeout": 30}
+    changed = {"minWorkers": 3, "maxWorkers": 3, "batchSize": 8, "responseTimeout": 30}
     assert yaml.safe_load((tmp_path / CONFIG).read_text()) == {**packaged, **changed, "jobQueueSize": 256}
 
 

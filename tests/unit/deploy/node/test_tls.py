@@ -4,11 +4,13 @@ import datetime as dt
 import ipaddress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from deploy.errors import EdgeFileInvalid
 from deploy.node import tls
@@ -88,3 +90,41 @@ def test_a_certificate_of_another_time_is_refused(
         tls.create_self_signed(*pair, NAMES)
     with pytest.raises(EdgeFileInvalid, match=words):
         tls.pair(*pair)
+
+
+def test_peers_are_held_to_the_issuer_where_there_is_one_and_names_can_be_held_against_it(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def trusted() -> dict[str, Any]:
+        (secret,) = tls.Trust(pair[0]).read()["resources"]
+        return dict(secret["validation_context"])
+
+    assert trusted().keys() == {"verify_certificate_spki"}
+    issuer = tmp_path / "ca.crt"
+    issuer.write_text("")
+    assert trusted().keys() == {"verify_certificate_spki"}
+    tls.create_self_signed(issuer, tmp_path / "ca.key", ["authority"])
+    assert trusted() == {
+        "trusted_ca": {"inline_string": issuer.read_text()},
+        "match_typed_subject_alt_names": [
+            {"san_type": "DNS", "matcher": {"exact": "node.example"}},
+            {"san_type": "IP_ADDRESS", "matcher": {"exact": "127.0.0.1"}},
+        ],
+    }
+    _without_names(*pair)
+    assert trusted().keys() == {"verify_certificate_spki"}
+
+
+def _without_names(certificate: Path, key: Path) -> None:
+    """A certificate of the same key that names no host."""
+    private = load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "node")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + dt.timedelta(days=1))
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
