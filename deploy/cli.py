@@ -248,11 +248,11 @@ def package(
 @pass_settings
 def fetch(settings: Settings, name: str, version: int, digest: str, url: str | None, *, offline: bool) -> None:
     """Fetch the archive of NAME and VERSION with this DIGEST from the registry, unless it is there, and verify it."""
+    from deploy.trust import trusted_keys
     from model_store.fetching import fetch, over_http
-    from model_store.signing import load_trusted
 
     if url and offline:
-        raise click.UsageError("--from fetches, and --offline does not")
+        raise click.UsageError("--from fetches, and --offline does not: leave one of them out")
 
     def from_registry(archive: Path) -> None:
         from model_store.registry import Registry  # imports MLflow, which takes its time: only where it is asked
@@ -260,8 +260,7 @@ def fetch(settings: Settings, name: str, version: int, digest: str, url: str | N
         Registry(settings.mlflow_uri).download_archive(name, version, archive)
 
     download = None if offline else over_http(url) if url else from_registry
-    trusted = load_trusted(settings.trust_dir, settings.trusted_keys or "")
-    click.echo(fetch(settings.archives_dir, name, version, digest, trusted, download))
+    click.echo(fetch(settings.archives_dir, name, version, digest, trusted_keys(settings), download))
 
 
 @cli.command()

@@ -18,7 +18,7 @@ from deploy.errors import (
     NotPackaged,
     NotPromoted,
 )
-from deploy.node.desired import read_desired, running
+from deploy.node.desired import in_force, read_desired
 from deploy.rollout import here
 from deploy.rollout.record import Release, read_percent
 from deploy.settings import Settings
@@ -88,9 +88,8 @@ class Deployments:
         wanted = read_desired(self.settings.desired_file).endpoint(name)
         if wanted is None:
             raise DeploymentMissing(name, self.names())
-        node = running(self.settings.actual_file)
-        found = node.endpoint(name) if node else None
-        states = {(one.version, one.digest): one.state for one in (found.versions if found else ())}
+        found = in_force(self.settings.actual_file, name)
+        states = {(one.version, one.digest): one.state for one in found.versions}
         return {
             "name": name,
             "flavor": FLAVOR,
@@ -148,9 +147,7 @@ class Deployments:
         here.serve(self.settings, name, release, explain=explain)
         deadline = time.monotonic() + EXPLAINER_WITHIN_SECONDS
         while time.monotonic() < deadline:
-            node = running(self.settings.actual_file)
-            endpoint = node.endpoint(name) if node else None
-            found = endpoint.explainer if endpoint else None
+            found = in_force(self.settings.actual_file, name).explainer
             ready = found is not None and (found.version, found.state) == (release.version, "READY")
             if ready if explain else found is None:
                 return

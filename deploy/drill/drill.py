@@ -25,11 +25,11 @@ from deploy.rollout.policy import Policy
 from deploy.rollout.record import Release
 from deploy.rollout.run import Tell
 from deploy.settings import Settings
+from deploy.trust import trusted_keys
 from model_store.archive import archive_name, pack, read_members, signature_path, verify_archive
 from model_store.faulty import KINDS, members_of_kind
 from model_store.golden import GOLDEN
 from model_store.profiling import PROFILE
-from model_store.signing import load_trusted
 from monitoring.profile import Profile
 
 SUFFIX = "-drill"
@@ -114,7 +114,7 @@ def champion_members(settings: Settings, model: str) -> dict[str, bytes]:
         raise NotServed(model)
     archive = settings.archives_dir / archive_name(model, champion.version, champion.digest)
     # Its handler is executed.
-    verify_archive(archive, model, champion.version, champion.digest, load_trusted(settings.trust_dir))
+    verify_archive(archive, model, champion.version, champion.digest, trusted_keys(settings))
     return read_members(archive)
 
 

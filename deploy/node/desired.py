@@ -185,6 +185,12 @@ def running(path: Path) -> Actual | None:
     return actual if actual is not None and psutil.pid_exists(actual.pid) else None
 
 
+def in_force(path: Path, model: str) -> ActualEndpoint:
+    """What a running node has of the model; no versions where it has none, or where none runs."""
+    node = running(path)
+    return (node.endpoint(model) if node else None) or ActualEndpoint(model=model, versions=())
+
+
 def write_state(path: Path, state: Desired | Actual) -> None:
     write_atomically(path, state.model_dump_json(indent=2).encode() + b"\n")
 

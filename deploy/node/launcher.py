@@ -34,8 +34,8 @@ from deploy.node.routing import Routing
 from deploy.node.security import security
 from deploy.node.serves import Handler, Serves, read_serves
 from deploy.settings import Settings
+from deploy.trust import trusted_keys
 from handlers.hardware import cpu_quota
-from model_store.signing import load_trusted
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Node:
             places=self._places,
             admin=self._admin,
             archives_dir=settings.archives_dir,
-            trusted=partial(load_trusted, settings.trust_dir, settings.trusted_keys or ""),
+            trusted=partial(trusted_keys, settings),
             drain_seconds=settings.drain_seconds,
             publish=self._publish,
             agreement=self._agreement,

@@ -44,6 +44,7 @@ def plan(
     from deploy.planning.forecast import Places, Question, ask_both, forecast
     from deploy.planning.markdown import markdown
     from deploy.rollout import here
+    from deploy.trust import trusted_keys
 
     question = Question(
         model=name,
@@ -52,7 +53,7 @@ def plan(
         **asked,
     )
     places = Places(
-        settings.archives_dir, settings.trust_dir, capture_plan(settings).segments, settings.state_dir / "plans"
+        settings.archives_dir, trusted_keys(settings), capture_plan(settings).segments, settings.state_dir / "plans"
     )
     found = forecast(question, ask_both(question, places))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else markdown(found), nl=as_json)

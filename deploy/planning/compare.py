@@ -42,7 +42,7 @@ class Row:
     """Its place in the request."""
     changed: bool
     difference: float
-    """The largest of any number; infinite where the candidate gave none."""
+    """The largest of any number; infinite where one of the two gave none."""
     before: str
     after: str
 

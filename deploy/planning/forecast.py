@@ -21,6 +21,7 @@ from deploy.rollout.record import Release
 from handlers.captured import CapturedRequest, Segments
 from handlers.kinds import Schema, TextSchema, read_schema
 from handlers.schema import TableSchema
+from model_store.signing import TrustedKeys
 
 SAFE, CHANGED, BREAKING = 0, 3, 4
 """Exit codes."""
@@ -46,7 +47,7 @@ class Question:
 @dataclass(frozen=True)
 class Places:
     archives_dir: Path
-    trust_dir: Path
+    trusted: TrustedKeys
     captured: Segments
     scratch: Path
     """Where archives are unpacked for as long as it takes."""
@@ -172,7 +173,7 @@ def clear_scratch(scratch: Path) -> None:
 
 def _unpacked(places: Places, model: str, release: Release, into: Path) -> Unpacked:
     into.mkdir()
-    return unpack_release(places.archives_dir, places.trust_dir, model, release, into)
+    return unpack_release(places.archives_dir, places.trusted, model, release, into)
 
 
 def _schema(unpacked: Unpacked) -> Schema:

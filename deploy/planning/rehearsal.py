@@ -18,9 +18,9 @@ from deploy.errors import RehearsalFailed
 from deploy.node.torchserve import THREADS
 from deploy.rollout.record import Release
 from handlers.captured import CapturedRequest
-from model_store import signing
 from model_store.archive import archive_name, signature_path, unpack, verify_archive
 from model_store.errors import ArchiveMissing
+from model_store.signing import TrustedKeys
 
 ANSWERED_WITHIN_SECONDS = 600.0
 """All requests together, once; and the loading of the version."""
@@ -66,7 +66,7 @@ class Unpacked:
     workers: int
 
 
-def unpack_release(archives_dir: Path, trust_dir: Path, model: str, release: Release, into: Path) -> Unpacked:
+def unpack_release(archives_dir: Path, trusted: TrustedKeys, model: str, release: Release, into: Path) -> Unpacked:
     """Unpack a copy of the archive that was verified, below `into`. Raises ArchiveMissing, ArchiveRefused."""
     source = archives_dir / archive_name(model, release.version, release.digest)
     if not source.is_file() or not signature_path(source).is_file():
@@ -74,7 +74,7 @@ def unpack_release(archives_dir: Path, trust_dir: Path, model: str, release: Rel
     copy = into / source.name
     for path in (source, signature_path(source)):
         shutil.copyfile(path, into / path.name)
-    verify_archive(copy, model, release.version, release.digest, signing.load_trusted(trust_dir))
+    verify_archive(copy, model, release.version, release.digest, trusted)
     directory = unpack(copy)
     copy.unlink()
     plan = yaml.safe_load((directory / "model-config.yaml").read_text())

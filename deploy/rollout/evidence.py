@@ -19,8 +19,8 @@ from handlers.answer import GRPC
 from monitoring import names
 from monitoring.drift import Array
 
-Scrapes = frozenset[tuple[tuple[str, str], ...]]
-"""Of each series its labels and the time of its newest sample."""
+Scrapes = Mapping[tuple[str, ...], float]
+"""Of each series the time of its newest sample."""
 LOOKBACK_SECONDS = 300
 """A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
 
@@ -174,8 +174,7 @@ def scrapes(prometheus: Prometheus, model: str, champion: int, candidate: int, a
         PrometheusUnreachable, QueryRefused: there is no answer.
     """
     ready = selector(names.VERSION_READY.name, _of((champion, candidate)), model=model)
-    found = prometheus.instant(f"timestamp({ready})", at)
-    return frozenset((*sorted(one.labels.items()), ("", str(one.value))) for one in found.samples)
+    return prometheus.instant(f"timestamp({ready})", at).by("job", "instance", "version")
 
 
 def _of(versions: Iterable[int]) -> str:

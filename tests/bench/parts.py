@@ -13,14 +13,16 @@ Part = Callable[[], Iterable[Finding]]
 
 
 def run(parts: Mapping[str, Part], only: Collection[str] | None, target: Path, spreads: str, console: Console) -> int:
-    """1 if a bar was missed. `target` is written after every part, so that one that breaks off loses none before it."""
+    """1 if a bar was missed. `target` is written after every part, also one that breaks off."""
     cores = use_two_cores()
     findings: list[Finding] = []
     for name, part in parts.items():
         if name in (only or parts):
             console.log(name)
-            findings += part()
-            report.write_json(target, findings, cores)
+            try:
+                findings.extend(part())
+            finally:
+                report.write_json(target, findings, cores)
     report.show_findings(console, findings, spreads)
     console.print(f"The figures are in {target}")
     return 1 if any(one.held is False for one in findings) else 0

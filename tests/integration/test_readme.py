@@ -12,7 +12,7 @@ import pytest
 
 from deploy.processes import marked
 from deploy.settings import Settings, variable
-from tests.stacks import PORTS
+from tests.stacks import PORTS, free_stack_ports
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -51,11 +51,11 @@ class Clone:
 
 
 @pytest.fixture(scope="module")
-def clone(short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]) -> Iterator[Clone]:
+def clone(short_directory: Callable[[], Path]) -> Iterator[Clone]:
     """What `make demo` leaves behind."""
     directory = short_directory()
     (directory / ".venv").symlink_to(sys.prefix)
-    ports = dict(zip(map(variable, PORTS), map(str, free_ports(len(PORTS))), strict=True))
+    ports = {variable(name): str(port) for name, port in free_stack_ports().items()}
     environment = {"PATH": os.environ["PATH"], "HOME": str(directory), **ports}
     try:
         demo = subprocess.run(

@@ -20,7 +20,7 @@ from deploy.settings import Settings
 from deploy.supervision import Supervisor, socket_path
 from monitoring.config import Config
 from monitoring.rules.file import rule_file
-from tests.stacks import PORTS
+from tests.stacks import PORTS, free_stack_ports
 from tests.waiting import wait_for
 
 
@@ -28,8 +28,8 @@ def quiet() -> Console:
     return Console(file=StringIO())
 
 
-def settings_on(state_dir: Path, ports: list[int]) -> Settings:
-    return Settings.model_validate({"state_dir": state_dir, "drain_seconds": 5, **dict(zip(PORTS, ports, strict=True))})
+def settings_on(state_dir: Path) -> Settings:
+    return Settings.model_validate({"state_dir": state_dir, "drain_seconds": 5, **free_stack_ports()})
 
 
 def states(settings: Settings) -> dict[str, str]:
@@ -55,10 +55,10 @@ def running(settings: Settings) -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="module")
-def shared(short_directory: Callable[[], Path], free_ports: Callable[[int], list[int]]) -> Iterator[Settings]:
+def shared(short_directory: Callable[[], Path]) -> Iterator[Settings]:
     """A stack that runs for all tests of this module which leave it as it was."""
     directory = short_directory()
-    with running(settings_on(directory, free_ports(len(PORTS)))) as settings:
+    with running(settings_on(directory)) as settings:
         yield settings
     assert marked(directory) == []
 
@@ -133,11 +133,9 @@ def test_sockets_are_for_their_owner_alone(shared: Settings) -> None:
     assert socket_path(shared.run_dir).stat().st_mode & 0o077 == 0
 
 
-def test_down_ends_everything_even_after_supervisord_was_killed(
-    state_dir: Path, free_ports: Callable[[int], list[int]]
-) -> None:
-    ports = free_ports(len(PORTS))
-    with running(settings_on(state_dir, ports)) as settings:
+def test_down_ends_everything_even_after_supervisord_was_killed(state_dir: Path) -> None:
+    with running(settings_on(state_dir)) as settings:
+        ports = [getattr(settings, name) for name in PORTS]
         os.kill(Supervisor(socket_path(settings.run_dir)).pid(), signal.SIGKILL)
         assert len(marked(state_dir)) >= 3
         assert set(states(settings).values()) == {"STOPPED"}
@@ -150,17 +148,17 @@ def test_down_ends_everything_even_after_supervisord_was_killed(
         stack.down(settings, quiet())
 
 
-def test_taken_port_stops_up_before_anything_starts(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(len(PORTS)))
+def test_taken_port_stops_up_before_anything_starts(state_dir: Path) -> None:
+    settings = settings_on(state_dir)
     with socket.create_server(("127.0.0.1", settings.http_port)):
         with pytest.raises(PortTaken, match=rf"taken by process {os.getpid()} .*SHIPWAY_HTTP_PORT=<port>"):
             stack.up(settings, quiet())
         assert marked(state_dir) == []
 
 
-def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
+def test_failed_start_shows_the_end_of_the_log(state_dir: Path) -> None:
     # With an MLflow of others, Prometheus is the first program, and it wants a directory where we put a file.
-    settings = settings_on(state_dir, free_ports(len(PORTS))).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
+    settings = settings_on(state_dir).model_copy(update={"mlflow_uri": "http://127.0.0.1:1"})
     settings.prometheus_dir.mkdir()
     (settings.prometheus_dir / "data").touch()
     try:
@@ -173,7 +171,7 @@ def test_failed_start_shows_the_end_of_the_log(state_dir: Path, free_ports: Call
     assert marked(state_dir) == []
 
 
-def test_two_at_once_are_refused(state_dir: Path, free_ports: Callable[[int], list[int]]) -> None:
-    settings = settings_on(state_dir, free_ports(len(PORTS)))
+def test_two_at_once_are_refused(state_dir: Path) -> None:
+    settings = settings_on(state_dir)
     with stack._alone(state_dir), pytest.raises(StackBusy, match="another `shipway up`"):
         stack.up(settings, quiet())

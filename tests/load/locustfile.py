@@ -19,7 +19,7 @@ from locust.env import Environment
 from tritonclient.grpc import service_pb2
 
 from deploy import stack
-from deploy.node.desired import read_actual
+from deploy.node.desired import in_force
 from deploy.settings import read_settings
 from model_store import flights
 from tests.load.over_grpc import GrpcUser, floats, raw
@@ -35,9 +35,7 @@ STATUS = stack.status(SETTINGS)
 
 
 def ready_versions() -> set[str]:
-    actual = read_actual(SETTINGS.actual_file)
-    endpoints = [one for one in (actual.endpoints if actual else ()) if one.model == MODEL]
-    return {str(version.version) for one in endpoints for version in one.versions if version.state == "READY"}
+    return {str(one.version) for one in in_force(SETTINGS.actual_file, MODEL).versions if one.state == "READY"}
 
 
 VERSIONS = ready_versions()

@@ -35,14 +35,14 @@ def live(ground: Ground, console: Console, repetitions: int = REPETITIONS) -> It
                         "; ".join(outcome.problems) or f"{outcome.entry.state}, {', '.join(outcome.because) or 'ok'}"
                     )
                     console.log(f"{kind}: {words}, after {outcome.seconds:.0f} s", markup=False)
+        for kind, found in outcomes.items():
+            right = sum(not outcome.problems for outcome in found)
+            seconds = [outcome.seconds for outcome in found]
+            spread = (min(seconds), max(seconds))
+            yield Finding(f"{kind}: right verdicts of {repetitions}", right, "rollouts", bar=repetitions)
+            yield Finding(f"   until its end, {kind}", float(np.median(seconds)), "s", spread=spread)
         # Without locust, of whose requests nobody here knows when each was answered.
         decisions = [_decided_after_seconds(place) for _ in range(min(DECISIONS, repetitions))]
-    for kind, found in outcomes.items():
-        right = sum(not outcome.problems for outcome in found)
-        seconds = [outcome.seconds for outcome in found]
-        spread = (min(seconds), max(seconds))
-        yield Finding(f"{kind}: right verdicts of {repetitions}", right, "rollouts", bar=repetitions)
-        yield Finding(f"   until its end, {kind}", float(np.median(seconds)), "s", spread=spread)
     name = "from the request that decides to the decision, the slowest"
     yield Finding(name, max(decisions), "s", bar=DECIDED_WITHIN_SECONDS, at_most=True)
 

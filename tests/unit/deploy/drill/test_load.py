@@ -5,13 +5,14 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from deploy.caller import Caller
 from deploy.drill.load import Load, Row
+from tests.waiting import wait_for
 
 ROWS = [Row(b'{"inputs": []}', "late")]
 RATE = 100.0
@@ -76,17 +77,10 @@ def node() -> Iterator[Node]:
         server.shutdown()
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_what_became_of_every_request_is_noted(node: Node) -> None:
     begun = time.time()
     with Load(node.caller, "m-drill", ROWS, RATE) as load:
-        wait(lambda: len(load.seen(0)) >= 90)
+        wait_for(lambda: len(load.seen(0)) >= 90, 30)
     seconds = time.time() - begun
     seen = load.seen(begun)
     assert len(seen) <= RATE * seconds + 2
@@ -99,10 +93,10 @@ def test_what_became_of_every_request_is_noted(node: Node) -> None:
 
 def test_labels_are_told_of_what_was_answered_and_only_while_they_are_wanted(node: Node) -> None:
     with Load(node.caller, "m-drill", ROWS, RATE) as load:
-        wait(lambda: len(load.seen(0)) >= 10)
+        wait_for(lambda: len(load.seen(0)) >= 10, 30)
         before = set(node.answered)
         with load.labelling(labels=True):
-            wait(lambda: len(node.labels) > 5)
+            wait_for(lambda: len(node.labels) > 5, 30)
     assert node.labels_lost  # and the load went on
     assert {label["label"] for label in node.labels} == {"late"}
     told = [str(label["prediction_id"]) for label in node.labels]

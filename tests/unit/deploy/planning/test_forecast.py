@@ -40,7 +40,7 @@ from handlers.protocol import oip_json
 from handlers.tensors import Tensor
 from model_store.archive import archive_name
 from model_store.errors import ArchiveMissing, ArchiveRefused
-from model_store.signing import create_key
+from model_store.signing import create_key, load_trusted
 from tests.unit.deploy.planning.tiny_versions import MODEL, ROWS, SCHEMA, Late, make
 
 NOW = 1_800_000_000.0
@@ -86,7 +86,9 @@ def compared(versions: tuple[Path, dict[str, Release]], tmp_path_factory: pytest
 
 
 def places(directory: Path, state: Path) -> Places:
-    return Places(directory, directory / "trust", Segments(state / "capture", 2**20, 3600.0), state / "plans")
+    return Places(
+        directory, load_trusted(directory / "trust"), Segments(state / "capture", 2**20, 3600.0), state / "plans"
+    )
 
 
 def capture(state: Path, *delays: float) -> None:
@@ -194,7 +196,10 @@ def test_version_that_cannot_be_opened_says_why(versions: tuple[Path, dict[str, 
     good, bad = (tmp_path / name for name in ("good", "bad"))
     for each in (good, bad):
         each.mkdir()
-    one, other = (unpack_release(directory, directory / "trust", MODEL, made["champion"], each) for each in (good, bad))
+    one, other = (
+        unpack_release(directory, load_trusted(directory / "trust"), MODEL, made["champion"], each)
+        for each in (good, bad)
+    )
     (other.directory / "schema.json").write_text("{}")
     with pytest.raises(RehearsalFailed, match=r"version 1 was not asked to the end: (?s:.*)schema\.json"):
         asyncio.run(rehearse(MODEL, one, other, [], tmp_path))

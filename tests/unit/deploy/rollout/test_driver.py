@@ -23,7 +23,7 @@ from deploy.rollout.driver import NODE_BACK_WITHIN_SECONDS, Local
 from deploy.rollout.machine import Traffic
 from tests.unit.deploy.rollout.bench import MODEL, ONE, TWO
 
-GONE = 2**22 - 1
+GONE = 2**22
 """No process has as large an id."""
 SPLIT = Traffic(serving=ONE, beside=TWO, weight=25, mirror=10, guarded=True)
 
