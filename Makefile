@@ -33,7 +33,7 @@ test: $(INSTALLED) programs postgresql ## Run the whole test suite
 test-chart: $(INSTALLED) programs ## Test the Helm chart without a cluster, with Helm 3 and 4
 	$(BIN)/pytest tests/chart
 
-test-cluster: $(INSTALLED) builder ## Test releases with real pods, on the cluster of KUBECONFIG or one that SHIPWAY_KUBE_KIT starts
+test-cluster: $(INSTALLED) programs builder ## Test releases with real pods, on the cluster of KUBECONFIG or one that SHIPWAY_KUBE_KIT starts
 	$(BIN)/pytest tests/cluster
 
 image: $(INSTALLED) builder ## Build the node's image with docker, podman or buildah (IMAGE=name:tag BASE= TORCH=cpu|cuda IMAGE_ARCHIVE=file.tar)

@@ -1,7 +1,8 @@
-"""The Kubernetes of the cluster tests: that of KUBECONFIG, or one that the program in SHIPWAY_KUBE_KIT starts.
+"""The Kubernetes of the cluster tests: one that the program in SHIPWAY_KUBE_KIT starts, or that of KUBECONFIG.
 
-The program's verbs are `up`, which prints the environment to use, `load IMAGE.tar`, `kill` and `start COMPONENT`, and
-`down`. In a cluster of KUBECONFIG's, SHIPWAY_KUBE_LOAD is the command that takes an image archive into it.
+The program's verbs are `up`, which prints the environment to use, `load IMAGE.tar`, `crds` and `operator`, which add
+custom resources and the Prometheus operator, and `down`. In a cluster of KUBECONFIG's, SHIPWAY_KUBE_LOAD is the command
+that takes an image archive into it.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import os
 import shlex
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,28 +107,16 @@ class Cluster:
         done = subprocess.run([*self.load, archive], capture_output=True, text=True, timeout=UP_SECONDS, check=False)
         self._checked(done)
 
-    def kill(self, component: str) -> None:
-        """SIGKILL a component of the kit's, for example kubelet or kube-apiserver."""
-        self._of_kit("kill", component)
-
-    def start(self, component: str) -> None:
-        """Start it again; it may not answer at once."""
-        self._of_kit("start", component)
-
     def add(self, what: str, kind: str) -> bool:
         """Have the kit add `crds` or `operator`. Otherwise, whether the cluster has the custom resource `kind`."""
         if self.kit:
             try:
-                self._of_kit(what)
+                _kit([*self.kit, what])
             except CommandFailed:
                 # It looks for a status that a new custom resource has not at once.
-                self._of_kit(what)
+                _kit([*self.kit, what])
             return True
         return self.run(helm_binaries.kubectl(), "get", "customresourcedefinition", kind).returncode == 0
-
-    def _of_kit(self, *arguments: str) -> None:
-        assert self.kit, "only the cluster that SHIPWAY_KUBE_KIT starts has components that can be killed"
-        _kit([*self.kit, *arguments])
 
     def _checked(self, done: "subprocess.CompletedProcess[str]") -> str:
         if done.returncode:
@@ -140,7 +128,7 @@ class Cluster:
 def cluster(state: Path) -> Iterator[Cluster]:
     """The cluster; one that is started here keeps its files below `state`, and ends."""
     home = state / "helm"
-    if KUBECONFIG:
+    if not KIT:  # first, as KUBECONFIG may be set for everyday work
         yield Cluster(Path(KUBECONFIG), home, shlex.split(LOAD), None)
         return
     kit = [KIT, "--dir", str(state / "kube")]
@@ -157,18 +145,3 @@ def _kit(command: Sequence[str]) -> str:
     if done.returncode:
         raise CommandFailed(done)
     return done.stdout
-
-
-def wait_for_state(cluster: Cluster, namespace: str, within_seconds: float, *arguments: str) -> None:
-    """`kubectl wait ARGUMENTS`, and at once again where nothing is there yet."""
-    deadline = time.monotonic() + within_seconds
-    while True:
-        left = max(1, int(deadline - time.monotonic()))
-        try:
-            cluster.kubectl("--namespace", namespace, "wait", f"--timeout={left}s", *arguments, seconds=left + 30)
-        except CommandFailed as failed:
-            if "no matching resources" not in failed.done.stderr or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-        else:
-            return

@@ -12,7 +12,7 @@ import pytest
 
 from model_store.mlflow_environment import ENVIRONMENT
 from tests.cluster import cluster as clusters
-from tests.cluster.cluster import Cluster, CommandFailed
+from tests.cluster.cluster import Cluster
 from tests.cluster.image import ROOT, Image, image
 from tests.cluster.registry import MODEL, UNREADY, Mlflow, Store, Version
 
@@ -42,7 +42,6 @@ class Lab:
     good: Version
     other: Version
     """As good; it answers otherwise."""
-    erring: Version
     unready: Version
     """No node ever calls it ready."""
     wrong: Version
@@ -67,7 +66,7 @@ class Lab:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     if not clusters.KUBECONFIG and not clusters.KIT:
-        pytest.skip("these tests need a cluster: set KUBECONFIG, or SHIPWAY_KUBE_KIT to a program that starts one")
+        pytest.exit("these tests need a cluster: set KUBECONFIG, or SHIPWAY_KUBE_KIT to a program that starts one", 1)
     with clusters.cluster(STATE) as found:
         yield found
 
@@ -84,7 +83,7 @@ def lab(cluster: Cluster) -> Iterator[Lab]:
             mlflow.start()
             assert store.public_key
             good, other = store.trained(seed=0), store.trained(seed=1)
-            bad = [store.spoiled(good, kind) for kind in ("erring", UNREADY, "wrong")]
+            bad = [store.spoiled(good, kind) for kind in (UNREADY, "wrong")]
             yield Lab(cluster, built, mlflow, store, good, other, *bad)
         finally:
             mlflow.stop()
@@ -166,6 +165,3 @@ def _on_the_node(lab: Lab, namespace: str, name: str, command: list[str]) -> Non
     lab.cluster.apply(pod)
     done = "--for=jsonpath={.status.phase}=Succeeded"
     lab.cluster.kubectl("--namespace", namespace, "wait", done, f"pod/{name}", "--timeout=60s")
-
-
-__all__ = ["CHART", "CommandFailed", "Lab"]

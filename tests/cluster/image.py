@@ -1,8 +1,10 @@
 """The node's image for the cluster tests: built by what `make image` runs, once for each state of what is in it."""
 
+import contextlib
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +18,7 @@ DOCKERFILE = ROOT / "deploy" / "image" / "Dockerfile"
 REPOSITORY = "localhost/shipway-test"
 BUILD_SECONDS = 900.0
 PULL_SECONDS = 300.0
-# What is in it, and what makes it; .dockerignore says the same.
-_FILES = ("pyproject.toml", "requirements.lock", ".dockerignore")
-_FOLDERS = ("deploy", "handlers", "model_store", "monitoring")
+_MAKING = (".dockerignore", ".ci/image")
 _BASE = "localhost/shipway-test-base:bookworm"
 _DEBIAN = ("--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm")
 
@@ -45,7 +45,6 @@ def image(cluster: Cluster, state: Path) -> Image:
         for older in state.glob("*.tar"):
             older.unlink()
         draft = archive.with_suffix(".draft")
-        draft.unlink(missing_ok=True)
         _build(found, draft)
         draft.rename(archive)
     cluster.load_image(archive)
@@ -53,17 +52,18 @@ def image(cluster: Cluster, state: Path) -> Image:
 
 
 def _content() -> str:
-    """A digest of every file that the image is made of."""
-    digest = hashlib.sha256()
+    """A digest of every file that the image is made of, and of what it is made with."""
+    digest = hashlib.sha256("\0".join(os.environ.get(name, "") for name in ("BASE", "TORCH")).encode())
     for path in sorted(_files()):
         digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def _files() -> Iterator[Path]:
-    yield from (ROOT / name for name in _FILES)
-    for folder in _FOLDERS:
-        for path in (ROOT / folder).rglob("*"):
+    yield from (ROOT / name for name in _MAKING)
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    for kept in (line[1:] for line in lines if line.startswith("!")):
+        for path in ROOT.glob(f"{kept}/*" if kept.endswith("**") else kept):
             if path.is_file() and path.suffix != ".md" and "__pycache__" not in path.parts:
                 yield path
 
@@ -83,8 +83,8 @@ def _base() -> str:
     """The base that the Dockerfile names, or Debian with its own Python where no image registry is reached."""
     (named,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     builder = subprocess.run([ROOT / ".ci" / "builder"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    pull = [builder, "pull", named]
-    if subprocess.run(pull, capture_output=True, timeout=PULL_SECONDS, check=False).returncode == 0:
+    with contextlib.suppress(subprocess.SubprocessError):  # nobody answers, or says no
+        subprocess.run([builder, "pull", named], capture_output=True, timeout=PULL_SECONDS, check=True)
         return str(named)
     sys.stderr.write(f"{named} cannot be pulled here, so the image is built on Debian as mmdebstrap makes it\n")
     inspect = [builder, "inspect", "--type", "image", _BASE]
@@ -95,6 +95,7 @@ def _base() -> str:
 
 def _make_base(builder: str) -> None:
     """Debian in one layer, by the packages that this machine's apt finds."""
+    assert shutil.which("mmdebstrap"), "install mmdebstrap, or set BASE to an image that is here and has Python 3.11"
     folder = ROOT / ".shipway" / "image" / "base"
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mmdebstrap", "--quiet", *_DEBIAN, folder / "base.tar"], timeout=BUILD_SECONDS, check=True)

@@ -1,6 +1,7 @@
 """An MLflow server that pods reach, with versions of the flights model: some good, some not."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ from model_store.package import package
 from model_store.registry import Registry
 from model_store.signing import create_key
 from model_store.training import train
-from tests.cluster.steady import Question
+from tests.cluster.steady import TOLERANCE, Question
 from tests.waiting import wait_for
 
 MODEL = "flights"
@@ -71,6 +72,10 @@ def questions(versions: Sequence[Version], rows: int = 5) -> list[Question]:
                 tensor.contents.fp32_contents.append(float("nan") if value is None else value)
         expected = {version.number: version.answers(inputs) for version in versions}
         found.append(Question(json.dumps({"inputs": inputs}).encode(), message.SerializeToString(), expected))
+    # Else a wrong version, or somebody else's answer, could not be told from the right one.
+    answers = [answer for question in found for answer in question.expected.values()]
+    for this, that in itertools.combinations(answers, 2):
+        assert not np.allclose(this, that, rtol=2 * TOLERANCE, atol=2 * TOLERANCE), f"{this} and {that} are too near"
     return found
 
 

@@ -30,7 +30,6 @@ LABELS = {"release": "monitoring"}
 """By which this Prometheus chooses, as that of kube-prometheus-stack does."""
 NAME = "seen"
 CONFIGURED_SECONDS, SCRAPED_SECONDS = 60.0, 60.0
-VERSION = subprocess.run(["prometheus", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,9 @@ def operated(cluster: Cluster) -> Cluster:
 @pytest.fixture
 def monitored(lab: Lab, operated: Cluster, namespace: str) -> Release:
     """A stable version and its canary, watched by a Prometheus of which the operator makes the configuration alone."""
+    said = subprocess.run(["prometheus", "--version"], capture_output=True, text=True, check=True).stdout
     spec = {
-        "version": f"v{VERSION.partition('+')[0]}",
+        "version": f"v{said.split()[2].partition('+')[0]}",
         "replicas": 0,
         "evaluationInterval": "5s",
         "serviceMonitorSelector": {"matchLabels": LABELS},
