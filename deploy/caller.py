@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from deploy.errors import NotAnswered
+from deploy.errors import EdgeFileInvalid, NotAnswered
 from deploy.node import auth
 from deploy.scopes import Scope
 from deploy.settings import Settings
@@ -30,10 +30,7 @@ class Caller:
     """One line with the API key, as curl reads it; None where the node asks for none."""
 
     def headers(self) -> dict[str, str]:
-        if self.header_file is None:
-            return {}
-        name, _, value = self.header_file.read_text().strip().partition(": ")
-        return {name: value}
+        return dict([read_header(self.header_file)]) if self.header_file else {}
 
     def trusted(self) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=str(self.certificate)) if self.certificate else None
@@ -42,6 +39,14 @@ class Caller:
         if self.certificate is None:
             return grpc.insecure_channel(self.target)
         return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self.certificate.read_bytes()))
+
+
+def read_header(path: Path) -> tuple[str, str]:
+    """Name and value of the one header in a file. Raises EdgeFileInvalid, which tells nothing of what was found."""
+    name, found, value = path.read_text().strip().partition(":")
+    if not found or not value.strip():
+        raise EdgeFileInvalid(path, "it has no header; expected one line, `name: value`")
+    return name.strip(), value.strip()
 
 
 def caller(settings: Settings) -> Caller:

@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
+from deploy import tables
 from monitoring.config import Config
 from monitoring.dashboards import catalogue
 from monitoring.rules.file import rule_file
 
 RULES, DASHBOARDS = Path("files/rules"), Path("files/dashboards")
 README, VALUES = Path("README.md"), Path("values.yaml")
-_START, _END = "<!-- values -->\n", "\n<!-- end -->"
 _KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z][A-Za-z0-9]*):( |$)")
 _COMMENT = re.compile(r"^ *# ?(?P<words>.*)$")
 
@@ -44,7 +44,7 @@ def generated(chart: Path) -> dict[Path, str]:
     return {
         RULES / "shipway.yaml": rule_file(config),
         **{DASHBOARDS / name: text for name, text in catalogue.texts(config).items()},
-        README: _updated((chart / README).read_text(), values_table(chart)),
+        README: tables.updated((chart / README).read_text(), "values", values_table(chart)),
     }
 
 
@@ -99,14 +99,6 @@ def _comments(text: str) -> Iterator[tuple[str, str]]:
             said = []
         else:
             said = []
-
-
-def _updated(text: str, table: str) -> str:
-    before, found_start, rest = text.partition(_START)
-    _, found_end, after = rest.partition(_END)
-    if not (found_start and found_end):
-        raise ValueError(f"no place for the table of values: expected {_START.strip()} and, later, {_END.strip()}")
-    return f"{before}{_START}{table}{_END}{after}"
 
 
 if __name__ == "__main__":

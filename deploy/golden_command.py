@@ -36,9 +36,14 @@ def golden(
     header_file: Path | None,
 ) -> None:
     """Ask versions of the model NAME in service for their golden sets, over HTTP and gRPC."""
+    from deploy.caller import read_header
+    from deploy.errors import EdgeFileInvalid
     from deploy.golden_check import Served, Service, check
 
-    headers = dict([_header(header_file)]) if header_file else {}
+    try:
+        headers = dict([read_header(header_file)]) if header_file else {}
+    except EdgeFileInvalid as error:
+        raise click.BadParameter(str(error), param_hint="--header-file") from error
     service = Service(url.rstrip("/"), certificate, server_name, headers)
     failed = False
     for version, digest in versions:
@@ -46,10 +51,3 @@ def golden(
             failed = failed or bool(problem)
             click.echo(f"{name} version {version} over {protocol}: {problem or 'all golden outputs are right'}")
     sys.exit(int(failed))
-
-
-def _header(path: Path) -> tuple[str, str]:
-    name, found, value = path.read_text().strip().partition(":")
-    if not found or not value.strip():
-        raise click.BadParameter(f"{path} has no header: expected one line, `name: value`", param_hint="--header-file")
-    return name.strip(), value.strip()

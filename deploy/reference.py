@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from pydantic.fields import FieldInfo
 
+from deploy import tables
 from deploy.cli import cli
 from deploy.settings import Settings, variable
 
@@ -55,12 +56,7 @@ def updated(text: str) -> str:
         ValueError: a mark is missing.
     """
     for name, table in {"commands": commands_table(), "settings": settings_table()}.items():
-        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-        before, found_start, rest = text.partition(start)
-        _, found_end, after = rest.partition(end)
-        if not (found_start and found_end):
-            raise ValueError(f"no place for the table: expected <!-- {name} --> and, later, <!-- end -->")
-        text = f"{before}{start}{table}{end}{after}"
+        text = tables.updated(text, name, table)
     return text
 
 

@@ -3,13 +3,21 @@
 import json
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import yaml
 
+from deploy.cli import cli
+from deploy.node.routing import RoutingFile
+from deploy.node.serves import read_serves
+from deploy.settings import read_settings
 from tests.chart.other_values import FROM_HTTP, FROM_IMAGE, FROM_PVC, GATEWAY, HPA, JWT, KEDA, PVC, base
 from tests.chart.rendering import (
     CANARY,
     CLOSED,
+    EXAMPLES,
     MAJORS,
     OPEN,
     Json,
@@ -41,6 +49,43 @@ def routing(objects: list[Json]) -> Json:
 def volume(template: Json, name: str) -> Json:
     (found,) = (each for each in template["spec"]["volumes"] if each["name"] == name)
     return dict(found)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_node_reads_what_the_pod_template_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = render(example(name))
+    RoutingFile.model_validate(routing(objects))
+    for deployed in of_kind(objects, "Deployment"):
+        template = deployed["spec"]["template"]
+        with monkeypatch.context() as patch:
+            for variable, value in environment(node(template)).items():
+                patch.setenv(variable, value)
+            settings = read_settings()
+        settings.refuse_exposed()
+        assert settings.serves is not None
+        annotations = template["metadata"]["annotations"]
+        assert str(read_serves(settings.serves).version) == annotations["shipway.dev/version"]
+        assert {port["name"]: port["containerPort"] for port in node(template)["ports"]} == {
+            "http": settings.http_port, "peer": settings.peer_port, "metrics": settings.metrics_port
+        }  # fmt: skip
+        mounts = [Path(mount["mountPath"]) for mount in node(template)["volumeMounts"]]
+        files = (settings.tls_certificate, settings.tls_key, settings.api_keys, settings.jwt_jwks)
+        assert all(path.parent in mounts for path in files if path)
+        if settings.routing_dir:
+            assert {settings.routing_dir / "release", settings.routing_dir / "rollout"} <= set(mounts)
+        (fetch, *_) = template["spec"]["initContainers"]
+        command, *arguments = fetch["args"]
+        cli.commands[command].make_context(command, arguments, obj=settings)
+
+
+def test_a_selector_of_the_users_own_is_left_as_it_is() -> None:
+    constraint = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    own = {**constraint, "labelSelector": {"matchLabels": {"team": "ml"}}}
+    (found, left_out) = pod(render(OPEN, at("topologySpreadConstraints", [own, constraint])))["spec"][
+        "topologySpreadConstraints"
+    ]
+    assert found == own
+    assert left_out["labelSelector"]["matchLabels"]["shipway.dev/track"] == "stable"
 
 
 def test_a_pod_template_says_all_that_a_version_is() -> None:
@@ -285,16 +330,42 @@ def test_printed_commands_are_of_this_release_and_this_helm(values: Json, major:
     assert any({3: "--atomic", 4: "--rollback-on-failure"}[major] in command for command in commands)
 
 
-def test_promotion_takes_all_of_the_canary() -> None:
-    own = {"canary": {"model": {"handlerConfig": {"workers": 3}}, "image": {"tag": "2.0.0"}}}
-    (promotion,) = (
-        shlex.split(line) for line in COMMAND.findall(notes(base(CANARY), own)) if "model.version=8" in line
-    )
-    assert f"model.sha256=sha256:{'8' * 64}" in promotion
-    assert 'model.handlerConfig={"workers":3}' in promotion
-    assert 'image={"tag":"2.0.0"}' in promotion
-    assert "canary.enabled=false" in promotion
-    assert "canary.weight=0" in promotion
+def applied(command: list[str], stored: Json) -> Json:
+    """The values after `helm upgrade --reset-then-reuse-values`: what is set, merged into what there was."""
+    given: Json = {}
+    for option, value in pairwise(command):
+        if option in ("--set", "--set-json"):
+            path, _, text = value.partition("=")
+            given = merged(given, at(path, json.loads(text) if option == "--set-json" else yaml.safe_load(text)))
+    return without_nulls(merged(stored, given))
+
+
+def without_nulls(values: Json) -> Json:
+    """Helm takes away what is set to null."""
+    found = {key: without_nulls(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def commands(values: Json, word: str) -> list[str]:
+    (found,) = (shlex.split(line) for line in COMMAND.findall(notes(values)) if word in line)
+    return found
+
+
+@pytest.mark.parametrize("image", [{"tag": "2.0.0"}, {"digest": "sha256:" + "2" * 64}, {}])
+@pytest.mark.parametrize("handler", [{"workers": 3}, {}])
+def test_promoted_pod_is_what_was_judged_and_the_next_canary_begins_anew(image: Json, handler: Json) -> None:
+    before = {"image": {"digest": "sha256:" + "1" * 64}, "model": {"handlerConfig": {"batchSize": 64}}}
+    own = {"canary": {"image": image, "model": {"handlerConfig": handler}}}
+    stored = base(merged(CANARY, before, own))
+    judged = node(pod(render(stored), "canary"))
+    promoted = applied(commands(stored, "model.version=8"), stored)
+    stable = node(pod(render(promoted)))
+    assert stable["image"] == judged["image"]
+    assert environment(stable)["SHIPWAY_SERVES"] == environment(judged)["SHIPWAY_SERVES"]
+    assert not promoted["canary"]["enabled"]
+
+    following = merged(promoted, at("canary.enabled", True), at("canary.model.version", 9))
+    assert node(pod(render(following), "canary"))["image"] == stable["image"]
 
 
 @pytest.mark.parametrize(

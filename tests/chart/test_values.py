@@ -114,6 +114,7 @@ WRONG: dict[str, list[Any]] = {
     "source.mlflow.trackingUri": ["mlflow:5000", "ftp://mlflow"],
     "source.image.reference": ["archives:1"],
     "cache.type": ["hostPath"],
+    "shm.sizeLimit": ["2ki", "5Gx"],
     "surge": ["always"],
     "replicaCount": [-1, "2"],
     "autoscaling.type": ["vpa"],

@@ -106,7 +106,7 @@ spec:
     - name: routing
       configMap: {name: {{ include "shipway.fullname" .root }}-routing}
     - name: rollout
-      # Written by `shipway rollout`, while it is at work.
+      # Of whoever moves the canary's share without a revision.
       configMap: {name: {{ include "shipway.fullname" .root }}-rollout, optional: true}
     {{- end }}
     {{- with $values.tls.existingSecret }}
@@ -155,7 +155,7 @@ affinity:
 {{- $selector := dict "matchLabels" (merge (dict "shipway.dev/track" .track) (fromYaml (include "shipway.selectorLabels" .root))) }}
 {{- $constraints := list }}
 {{- range $values.topologySpreadConstraints }}
-{{- $constraints = append $constraints (merge (deepCopy .) (dict "labelSelector" $selector)) }}
+{{- $constraints = append $constraints (hasKey . "labelSelector" | ternary . (merge (dict "labelSelector" $selector) .)) }}
 {{- end }}
 topologySpreadConstraints:
   {{- toYaml $constraints | nindent 2 }}

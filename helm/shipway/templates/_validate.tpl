@@ -70,7 +70,7 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- define "shipway.problems.image" -}}
 {{- $problems := list }}
 {{- $images := dict "image" .Values.image }}
-{{- if .Values.canary.enabled }}{{ $_ := set $images "canary.image" .Values.canary.image }}{{ end }}
+{{- if .Values.canary.enabled }}{{ $_ := set $images "canary.image" (.Values.canary.image | default dict) }}{{ end }}
 {{- range $path, $image := $images }}
 {{- if eq (toString $image.tag) "latest" }}
 {{- $problems = append $problems (printf "%s.tag is \"latest\": it must be a tag that stays, or a digest" $path) }}
@@ -206,7 +206,7 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- end }}
 {{- end }}
 {{- end }}
-{{- $set := list "SHIPWAY_RUN_DIR" "SHIPWAY_STATE_DIR" }}
+{{- $set := list }}
 {{- range fromYamlArray (include "shipway.environment" .) }}{{ $set = append $set .name }}{{ end }}
 {{- range fromYamlArray (include "shipway.nodeEnvironment" (dict "root" . "model" .Values.model "track" "stable")) }}{{ $set = append $set .name }}{{ end }}
 {{- range .Values.extraEnv }}
