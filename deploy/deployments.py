@@ -95,7 +95,10 @@ class Deployments:
             "flavor": FLAVOR,
             "url": f"{self.settings.http_url}/predictions/{name}",
             "versions": [
-                {**version.model_dump(exclude_none=True), "state": states.get((version.version, version.digest), "LOADING")}
+                {
+                    **version.model_dump(exclude_none=True),
+                    "state": states.get((version.version, version.digest), "LOADING"),
+                }
                 for version in wanted.versions
             ],
             "explainer": wanted.explainer,
