@@ -215,7 +215,7 @@ def _workers() -> list[list[Json]]:
         [
             graph(
                 "Requests in a batch",
-                "Half of the batches, and 95 of 100, were not larger; 64 stands for more, too. Ones: room for more load.",
+                "Half of the batches, and 95 of 100, were not larger; 64 stands for more, too. Ones: there is room.",
                 "none",
                 [
                     Query(quantile(0.5, names.BATCH_REQUESTS), "p50"),

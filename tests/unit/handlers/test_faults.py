@@ -1,9 +1,9 @@
 """Faults of a drill: each is there for clients, and none for the node's own replay of the golden set."""
 
-import gc
 import os
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -73,17 +73,15 @@ def test_a_leak_keeps_memory_up_to_its_limit(start: Start, monkeypatch: pytest.M
     faults.leaking(kind)
     handler = start(kind)
     ask(handler, rows(GOOD[0]), replayed(rows(GOOD[0])))  # a batch with a replay in it
-    gc.collect()  # what earlier tests have left would go meanwhile
-    before = resident_bytes()
-    ask(handler, *(rows(GOOD[0]) for _ in range(4)))
-    assert 3 * size < resident_bytes() - before < 6 * size
-    ask(handler, *(rows(GOOD[0]) for _ in range(40)))
-    assert 8 * size < resident_bytes() - before < 13 * size
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    # Not by what is resident: other tests' memory comes and goes meanwhile.
+    tracemalloc.start()
+    try:
+        ask(handler, *(rows(GOOD[0]) for _ in range(4)))
+        assert 4 * size <= tracemalloc.get_traced_memory()[0] < 5 * size
+        ask(handler, *(rows(GOOD[0]) for _ in range(40)))
+        assert 9 * size <= tracemalloc.get_traced_memory()[0] < 10 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_share_of_connections_is_closed(start: Start) -> None:
