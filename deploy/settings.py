@@ -162,6 +162,14 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         default=30.0, gt=0, description="The longest time that one request may take at the node."
     )
+    notice_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description=(
+            "How long a node that was told to stop takes connections at least, whose clients it tells to reconnect: for "
+            "those who learn of its end late, as in Kubernetes."
+        ),
+    )
     drain_seconds: float = Field(
         default=30.0, ge=0, description="How long a node that was told to stop waits for requests in flight."
     )

@@ -336,12 +336,15 @@ class Node:
         self._not_now = "the node is draining"
         self._publish()
         started = time.monotonic()
-        deadline = started + self._settings.drain_seconds
+        noticed = started + self._settings.notice_seconds
+        deadline = noticed + self._settings.drain_seconds
         logger.info("draining: clients are told to reconnect")
         await self._admin.tell_clients_to_reconnect()
         # Other nodes have somebody else to ask, at once.
         await self._admin.close_peer_listener()
         while time.monotonic() < min(deadline, started + NOTICE_SECONDS) and await self._admin.connections():
+            await asyncio.sleep(0.05)
+        while time.monotonic() < noticed:  # also without any connection: somebody may open one
             await asyncio.sleep(0.05)
         await self._admin.close_listeners()
         # A connection that stays open while nothing is asked on it may ask at any moment, so it gets some time too.

@@ -71,7 +71,7 @@ OTHER: dict[str, tuple[Any, Json]] = {
     "startup.budgetSeconds": (600, NOTHING),
     "progressDeadlineSeconds": (400, NOTHING),
     "revisionHistoryLimit": (3, NOTHING),
-    "drain.preStopSeconds": (6, NOTHING),
+    "drain.noticeSeconds": (6, NOTHING),
     "drain.requestTimeoutSeconds": (60, NOTHING),
     "terminationGracePeriodSeconds": (100, NOTHING),
     "node.maxBodyBytes": (4096, NOTHING),

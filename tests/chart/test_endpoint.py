@@ -131,7 +131,8 @@ def test_a_canary_is_the_same_pod_with_other_values() -> None:
         f"{here}/env/SHIPWAY_SERVES/value",
         f"{here}/env/SHIPWAY_ROUTING_DIR/name",
         f"{here}/env/SHIPWAY_ROUTING_DIR/value",
-        f"{here}/lifecycle/preStop/sleep/seconds",
+        f"{here}/env/SHIPWAY_NOTICE_SECONDS/name",
+        f"{here}/env/SHIPWAY_NOTICE_SECONDS/value",
     }
     of_stable, of_canary = ({each["name"] for each in template["spec"]["volumes"]} for template in (stable, canary))
     assert of_stable - of_canary == {"routing", "rollout"}

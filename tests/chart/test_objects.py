@@ -66,9 +66,9 @@ def test_point_04_rendering_twice_gives_the_same_bytes(name: str) -> None:
 
 ONE_PLACE: list[tuple[str, Any, set[str]]] = [
     (
-        "drain.preStopSeconds",
+        "drain.noticeSeconds",
         6,
-        {f"{NODE}/lifecycle/preStop/sleep/seconds", f"{POD}/spec/terminationGracePeriodSeconds"},
+        {f"{NODE}/env/SHIPWAY_NOTICE_SECONDS/value", f"{POD}/spec/terminationGracePeriodSeconds"},
     ),
     ("replicaCount", 3, {f"{STABLE}/spec/replicas", f"{STABLE}/metadata/annotations/shipway.dev/timeout-seconds"}),
     ("surge", "never", {f"{STABLE}/spec/strategy/rollingUpdate/{key}" for key in ("maxSurge", "maxUnavailable")}),
@@ -300,8 +300,8 @@ def test_point_12_times_fit_together() -> None:
         container = node(spec["template"])
         variables = environment(container)
         grace = spec["template"]["spec"]["terminationGracePeriodSeconds"]
-        stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert grace >= stop + int(variables["SHIPWAY_REQUEST_TIMEOUT_SECONDS"]) + 10
+        notice = int(variables["SHIPWAY_NOTICE_SECONDS"])
+        assert grace >= notice + int(variables["SHIPWAY_REQUEST_TIMEOUT_SECONDS"]) + 10
         assert variables["SHIPWAY_DRAIN_SECONDS"] == variables["SHIPWAY_REQUEST_TIMEOUT_SECONDS"]
         probe = container["startupProbe"]
         budget = probe["failureThreshold"] * probe["periodSeconds"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.cluster.conftest import CHART, Lab
 from tests.cluster.registry import MODEL, Version
+from tests.cluster.steady import KNOWN_WITHIN_SECONDS
 from tests.waiting import wait_for
 
 NAME = "flights"
@@ -103,8 +104,12 @@ class Release:
             headers = {name.lower(): value for name, value in answer.headers.items()}
             return headers, json.loads(answer.read())["outputs"][0]["data"]
 
-    def serving(self) -> set[int]:
-        """The versions that answer a few requests, each on a connection of its own."""
+    def serves(self, version: Version) -> None:
+        """It alone answers requests on connections of their own, soon after what was done, and from then on."""
+        wait_for(lambda: self._answering() == {version.number}, KNOWN_WITHIN_SECONDS)
+        assert self._answering() == {version.number}
+
+    def _answering(self) -> set[int]:
         return {int(self.ask(self.lab.good)[0]["x-shipway-version"]) for _ in range(8)}
 
     def wait_until_ready(self, within_seconds: float = TIMEOUT_SECONDS) -> None:

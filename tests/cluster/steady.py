@@ -27,6 +27,9 @@ USERS = {"HTTP/1.1": 4, "HTTP/2": 3, "gRPC": 3}
 RATE = 100.0
 """Requests a second of all of them together."""
 TOLERANCE = 1e-3
+KNOWN_WITHIN_SECONDS = 2.0
+"""Until everybody knows of a pod's end: helm returns when the last pod of the version before begins to end, which then
+tells its clients to reconnect; kube-proxy writes its rules once a second."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,16 @@ class Steady:
         assert not any(thread.is_alive() for thread in self._threads), "a client still waits for an answer"
         self._ended = True
 
-    def meant(self, *versions: int) -> None:
-        """From now on these versions are meant to answer, and no others."""
-        self._meant.append((time.monotonic(), frozenset(versions)))
+    def meant(self, *versions: int, after_seconds: float = 0.0) -> None:
+        """From then on these versions are meant to answer, and no others."""
+        self._meant.append((time.monotonic() + after_seconds, frozenset(versions)))
 
     @contextlib.contextmanager
     def during(self, versions: Sequence[int], then: Sequence[int]) -> Iterator[None]:
-        """While this goes on all of `versions` are meant to answer, and at its end only those of `then`."""
+        """While this goes on all of `versions` are meant to answer, and soon after its end only those of `then`."""
         self.meant(*versions)
         yield
-        self.meant(*then)
+        self.meant(*then, after_seconds=KNOWN_WITHIN_SECONDS)
 
     def window(self, start: float) -> Window:
         """What was asked from `start` on, a time on the monotonic clock; only after the load's end.

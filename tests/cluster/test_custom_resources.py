@@ -58,5 +58,5 @@ def test_point_06_the_server_takes_the_examples_and_what_they_have_not(custom: C
 def test_point_06_the_server_would_see_what_is_wrong(custom: Cluster, namespace: str, kind: str, wrong: Json) -> None:
     everything = [each for name in EXAMPLES for each in render(example(name), kube=KUBERNETES)]
     found = next(each for each in everything if each["kind"] == kind)
-    with pytest.raises(CommandFailed, match=rf"{kind}.*(invalid|unknown field|unmarshal)"):
+    with pytest.raises(CommandFailed, match=rf"ValidationError\({kind}|{kind}.*(invalid|unknown field|unmarshal)"):
         dry_run(custom, namespace, [{**found, "spec": wrong}])

@@ -59,7 +59,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "shipway.leastGracePeriodSeconds" -}}
-{{- add .Values.drain.preStopSeconds .Values.drain.requestTimeoutSeconds 10 }}
+{{- add .Values.drain.noticeSeconds .Values.drain.requestTimeoutSeconds 10 }}
 {{- end }}
 
 {{- define "shipway.progressDeadlineSeconds" -}}

@@ -63,12 +63,6 @@ spec:
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 6
-      {{- if and $stable (gt ($values.drain.preStopSeconds | int) 0) }}
-      # A canary has none: its traffic falls back at once, whatever the weights still say.
-      lifecycle:
-        preStop:
-          sleep: {seconds: {{ $values.drain.preStopSeconds }}}
-      {{- end }}
       {{- with include "shipway.resources" .root | trim }}
       {{- . | nindent 6 }}
       {{- end }}
@@ -305,6 +299,9 @@ resources:
 {{- if eq .track "stable" }}
 - name: SHIPWAY_ROUTING_DIR
   value: /etc/shipway/routing
+# A canary gives none: its traffic falls back at once, whatever the weights still say.
+- name: SHIPWAY_NOTICE_SECONDS
+  value: {{ $values.drain.noticeSeconds | int | quote }}
 {{- end }}
 {{- end }}
 

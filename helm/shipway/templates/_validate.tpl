@@ -155,7 +155,7 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- $grace := include "shipway.gracePeriodSeconds" . | int }}
 {{- $least := include "shipway.leastGracePeriodSeconds" . | int }}
 {{- if lt $grace $least }}
-{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d: it must be at least drain.preStopSeconds + drain.requestTimeoutSeconds + 10, %d, or requests are cut off" $grace $least) }}
+{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d: it must be at least drain.noticeSeconds + drain.requestTimeoutSeconds + 10, %d, or requests are cut off" $grace $least) }}
 {{- end }}
 {{- toJson $problems }}
 {{- end }}
