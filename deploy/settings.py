@@ -166,8 +166,8 @@ class Settings(BaseSettings):
         default=0.0,
         ge=0,
         description=(
-            "How long a node that was told to stop takes connections at least, whose clients it tells to reconnect: for "
-            "those who learn of its end late, as in Kubernetes."
+            "How long a node that was told to stop takes connections at least, whose clients it tells to reconnect: "
+            "for those who learn of its end late, as in Kubernetes."
         ),
     )
     drain_seconds: float = Field(
