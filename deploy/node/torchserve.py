@@ -38,11 +38,20 @@ THREADS = {
 
 
 WORKER_START = """\
-import gc
+import gc, os, threading, time
 gc.disable()
+
+def end_with(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 """
 """`sitecustomize.py` of every worker, which Python runs first: a fifth of a worker's start is the search for garbage in
-what it imports. The handler, once it is loaded, has garbage collected again."""
+what it imports. The handler, once it is loaded, has garbage collected again.
+
+A worker whose JVM was killed before it connected would wait for it for half a minute, with a model in memory."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """TorchServe's configuration and command: what closes it, and paths as Java reads them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from deploy.node.layout import Layout
-from deploy.node.torchserve import Options, Ports, command, configuration, free_ports
+from deploy.node.torchserve import WORKER_START, Options, Ports, command, configuration, free_ports
 
 
 def options(directory: Path) -> Options:
@@ -63,3 +65,10 @@ def test_command_names_the_logging_file_as_a_uri(name: str, uri: str) -> None:
 
 def test_free_ports_differ() -> None:
     assert len(set(free_ports(8))) == 8
+
+
+def test_a_worker_ends_with_the_jvm_that_started_it() -> None:
+    worker = f"{WORKER_START}\ntime.sleep(60)"
+    jvm = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(1)"
+    # Its output has an end only when the worker, which holds it too, has ended.
+    subprocess.run([sys.executable, "-c", jvm], stdout=subprocess.PIPE, check=True, timeout=30)
