@@ -11,6 +11,7 @@ from deploy.errors import LoadFailed
 from deploy.node.desired import (
     Actual,
     ActualEndpoint,
+    ActualVersion,
     DesiredEndpoint,
     DesiredVersion,
     Mirror,
@@ -81,9 +82,11 @@ class Local:
         weights = {(one.version, one.digest): one.weight for one in found.versions}
         if asked.keys() != weights.keys():
             return False  # the node has not read it yet
-        if failed := [one for one in found.versions if one.state == "FAILED"]:
+        # What stays warm beside the version that serves must not hold up a promotion.
+        needed = [one for one in found.versions if traffic.guarded or _release(one) == traffic.serving]
+        if failed := [one for one in needed if one.state == "FAILED"]:
             raise LoadFailed(failed[0].reason)
-        ready = all(one.state == "READY" for one in found.versions)
+        ready = all(one.state == "READY" for one in needed)
         extras = (found.fallback, found.mirror) == ((wanted.fallback, wanted.mirror) if wanted else (None, None))
         return ready and asked == weights and extras
 
@@ -98,7 +101,7 @@ class Local:
         return next(found, ActualEndpoint(model=model, versions=()))
 
 
-def _release(version: DesiredVersion) -> Release:
+def _release(version: DesiredVersion | ActualVersion) -> Release:
     return Release(version=version.version, digest=version.digest)
 
 

@@ -91,6 +91,14 @@ def test_a_version_that_failed_is_told_with_the_nodes_reason(local: Local, tmp_p
     assert not local.reached(MODEL, Traffic(serving=ONE))  # which is an answer to an earlier question
 
 
+def test_what_stays_warm_holds_up_no_promotion(local: Local, tmp_path: Path) -> None:
+    says(tmp_path, (1, 0, "FAILED"), (2, 100, "READY"))
+    assert local.reached(MODEL, Traffic(serving=TWO, beside=ONE))
+    says(tmp_path, (1, 0, "READY"), (2, 100, "FAILED"))
+    with pytest.raises(LoadFailed, match="it is told"):
+        local.reached(MODEL, Traffic(serving=TWO, beside=ONE))
+
+
 def test_a_node_that_is_gone_gets_time_to_come_back(
     local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from deploy.rollout.record import ENDED, Outcome
 from tests.unit.deploy.rollout.bench import MODEL, ONE, THREE, TWO, Bench, Killed
 
 STAYS = r"the rollout flights-r2 stays JUDGING .* shipway rollout flights --resume"
-STEPS = ["CANARY", "JUDGING"] * 3
+STEPS = [*["CANARY", "JUDGING"] * 3, "PROMOTING"]
 
 
 @pytest.fixture(autouse=True)
