@@ -156,7 +156,7 @@ class Helm:
 
     def _applies_on_the_server(self) -> bool:
         said = self._said("get", "metadata", self.release, "--output", "json")
-        return str(json.loads(said).get("applyMethod", "")).startswith("server-side")
+        return bool(json.loads(said).get("applyMethod") == "ssa")
 
     def _work(self, command: Sequence[str], told: str = "") -> Work:
         return Work([str(self._program), *command, *self._where], _environment(), told)
