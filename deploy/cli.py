@@ -337,6 +337,8 @@ def deliver(settings: Settings, only: str | None, *, as_json: bool) -> None:
     """Copy now what MLflow and Grafana lack of the ledgers, as `courier` does by itself."""
     from deploy.rollout import copies
 
+    if only == "grafana" and not settings.grafana_url:
+        raise click.UsageError(f"no Grafana is configured; name it in {variable('grafana_url')}")
     wanted = {name: reach for name, reach in copies.places(settings).items() if only in (None, name)}
     found = {name: copies.deliver(settings.rollouts_dir, name, reach) for name, reach in wanted.items()}
     if as_json:

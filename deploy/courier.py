@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from deploy.errors import AlertsRefused, LedgerUnusable, ShipwayError
+from deploy.errors import AlertsRefused, ShipwayError
 from deploy.node.desired import read_desired
 from deploy.node.user_files import read_private
 from deploy.rollout import alerts
@@ -91,13 +91,7 @@ async def _deliver(settings: Settings, name: PlaceName) -> None:
     """Keep one place up to date."""
     pause = 0.0
     while True:
-        failed = False
-        try:
-            if await asyncio.to_thread(waiting, settings.rollouts_dir, name):
-                failed = await _command(name) != 0
-        except LedgerUnusable as error:
-            logger.error("%s", error)
-            failed = True
+        failed = await asyncio.to_thread(waiting, settings.rollouts_dir, name) and await _command(name) != 0
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS) if failed else 0.0
         await asyncio.sleep(max(pause, LOOK_SECONDS))
 

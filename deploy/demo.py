@@ -23,7 +23,7 @@ from deploy import stack
 from deploy.caller import Caller, caller
 from deploy.drill.drill import prepared
 from deploy.errors import LoadFailed, NotAnswered
-from deploy.node.desired import ActualVersion, read_actual
+from deploy.node.desired import ActualVersion, running
 from deploy.rollout.display import display
 from deploy.rollout.here import serve
 from deploy.rollout.record import Release
@@ -124,12 +124,10 @@ def wait_until_ready(settings: Settings, packaged: PackagedVersion, console: Con
 
 def _served(actual_file: Path, packaged: PackagedVersion) -> ActualVersion | None:
     """What the node says about exactly this archive."""
-    actual = read_actual(actual_file)
-    for endpoint in actual.endpoints if actual else ():
-        for one in endpoint.versions:
-            if (endpoint.model, one.version, one.digest) == (packaged.model, packaged.version, packaged.digest):
-                return one
-    return None
+    node = running(actual_file)
+    found = node.endpoint(packaged.model) if node else None
+    wanted = (packaged.version, packaged.digest)
+    return next((one for one in (found.versions if found else ()) if (one.version, one.digest) == wanted), None)
 
 
 def _three_flights() -> pd.DataFrame:

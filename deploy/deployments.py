@@ -1,7 +1,6 @@
 """Deployments, as MLflow calls them: each is one model name in service on the node of this machine, an endpoint."""
 
 import json
-import re
 import time
 import urllib.error
 import urllib.request
@@ -19,9 +18,9 @@ from deploy.errors import (
     NotPackaged,
     NotPromoted,
 )
-from deploy.node.desired import read_actual, read_desired
+from deploy.node.desired import read_desired, running
 from deploy.rollout import here
-from deploy.rollout.record import Release
+from deploy.rollout.record import Release, read_percent
 from deploy.settings import Settings
 from model_store.package import package
 from model_store.registry import Registry
@@ -68,6 +67,8 @@ class Deployments:
         found = self.get(name)
         if uri is not None:
             self._roll_out(name, self._release(name, uri), options)
+        elif options.shadow:
+            raise DeploymentRefused("shadow", f"{options.shadow}% and no version", "it together with the model's URI")
         elif options.explain is not None:
             serving = max(found["versions"], key=lambda version: version["weight"])
             self._explain(name, Release(version=serving["version"], digest=serving["digest"]), explain=options.explain)
@@ -87,9 +88,9 @@ class Deployments:
         wanted = read_desired(self.settings.desired_file).endpoint(name)
         if wanted is None:
             raise DeploymentMissing(name, self.names())
-        actual = read_actual(self.settings.actual_file)
-        endpoints = [endpoint for endpoint in (actual.endpoints if actual else ()) if endpoint.model == name]
-        states = {(one.version, one.digest): one.state for endpoint in endpoints for one in endpoint.versions}
+        node = running(self.settings.actual_file)
+        found = node.endpoint(name) if node else None
+        states = {(one.version, one.digest): one.state for one in (found.versions if found else ())}
         return {
             "name": name,
             "flavor": FLAVOR,
@@ -147,8 +148,9 @@ class Deployments:
         here.serve(self.settings, name, release, explain=explain)
         deadline = time.monotonic() + EXPLAINER_WITHIN_SECONDS
         while time.monotonic() < deadline:
-            actual = read_actual(self.settings.actual_file)
-            found = next((one.explainer for one in (actual.endpoints if actual else ()) if one.model == name), None)
+            node = running(self.settings.actual_file)
+            endpoint = node.endpoint(name) if node else None
+            found = endpoint.explainer if endpoint else None
             ready = found is not None and (found.version, found.state) == (release.version, "READY")
             if ready if explain else found is None:
                 return
@@ -159,10 +161,10 @@ class Deployments:
 
 
 def _percent(given: object) -> int:
-    found = re.fullmatch(r"([0-9]{1,3})%?", str(given))
-    if found is None or int(found[1]) > 100:
-        raise DeploymentRefused("shadow", repr(given), "a percentage from 0% to 100%")
-    return int(found[1])
+    try:
+        return read_percent(str(given))
+    except ValueError as error:
+        raise DeploymentRefused("shadow", repr(given), "a whole percentage from 0% to 100%") from error
 
 
 def _yes_or_no(given: object) -> bool | None:

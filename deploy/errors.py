@@ -3,6 +3,7 @@
     ShipwayError
     ├── InvalidSettings         a SHIPWAY_* variable that does not exist, or a value that is not allowed
     ├── NotPackaged             no archive of the version that should be served
+    ├── NotFetched              an archive that the registry has is not on this machine
     ├── DeploymentExists        a deployment that should be made is there already
     ├── DeploymentMissing       no such deployment
     ├── DeploymentRefused       what is asked of a deployment does not fit it
@@ -24,9 +25,8 @@
     │   ├── RollbackFailed      the version to go back to could not be had
     │   ├── TakenOver           somebody else has taken the rollout in hand meanwhile
     │   ├── LeftUnfinished      this process was told to end, and leaves the rollout as it is
-    │   ├── NotServed           a drill wants a champion to make bad versions of
-    │   └── DrillRuns           another process drills the same model
-    │   ├── NothingServed       a model has no version in service to compare with
+    │   ├── NotServed           a model has no version in service to go by
+    │   ├── DrillRuns           another process drills the same model
     │   └── RehearsalFailed     a version did not answer in a process of its own
     ├── ReleaseError            a Helm release, or the cluster that it is in
     │   ├── HelmMissing         no usable helm program
@@ -50,7 +50,8 @@
         ├── EdgeFileInvalid     a file of certificates, keys or clients is not what it should be
         ├── StoreUnavailable    predictions and their labels cannot be kept or looked up now
         ├── LoadFailed          a version could not be brought into service
-        └── GoldenFailed        this hardware does not reproduce the version's golden outputs
+        ├── GoldenFailed        this hardware does not reproduce the version's golden outputs
+        └── ExplainerFailed     a version cannot be explained
 
 None of them knows about HTTP or the terminal; `deploy.cli.main` is the one place that prints them.
 """
@@ -78,6 +79,17 @@ class NotPackaged(ShipwayError):
         super().__init__(
             f"{archives_dir} has no archive of {model} version {version}; found {found}. "
             f"Make it: shipway package models:/{model}/{version}"
+        )
+
+
+class NotFetched(ShipwayError):
+    def __init__(self, archives_dir: Path, model: str, version: int, digest: str) -> None:
+        self.model = model
+        self.version = version
+        self.digest = digest
+        super().__init__(
+            f"{archives_dir} lacks the archive {digest} of {model} version {version}, which the registry has. "
+            f"Fetch it: shipway fetch {model} {version} {digest}"
         )
 
 
@@ -133,7 +145,10 @@ class QueryRefused(ShipwayError):
         self.url = url
         self.query = query
         self.reason = reason
-        super().__init__(f"the Prometheus at {url} refused the query {query}: {reason}")
+        super().__init__(
+            f"the Prometheus at {url} refused the query {query}: {reason}. "
+            "Ask it there to see why, or name another Prometheus in SHIPWAY_PROMETHEUS_URL"
+        )
 
 
 class NoData(ShipwayError):
@@ -238,21 +253,15 @@ class LeftUnfinished(RolloutError):
 
 
 class NotServed(RolloutError):
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, instead: str = "") -> None:
         self.model = model
-        super().__init__(f"no version of {model} is in service; begin with: shipway serve {model} VERSION")
+        super().__init__(f"no version of {model} is in service; begin with: shipway serve {model} VERSION{instead}")
 
 
 class DrillRuns(RolloutError):
     def __init__(self, model: str) -> None:
         self.model = model
         super().__init__(f"another process drills {model} now; wait for it to end and try again")
-
-
-class NothingServed(RolloutError):
-    def __init__(self, model: str, desired: Path) -> None:
-        self.model = model
-        super().__init__(f"{desired} has no version of {model} in service; name one to compare with: --against VERSION")
 
 
 class RehearsalFailed(RolloutError):

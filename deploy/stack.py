@@ -20,7 +20,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.errors import ProgramFailed, ProgramMissing, SettingsChanged, StackBusy
-from deploy.node.desired import Actual, ActualEndpoint, read_actual
+from deploy.node import desired
+from deploy.node.desired import Actual, ActualEndpoint
 from deploy.objectives import read_objectives
 from deploy.processes import MARK, check_free, end, marked
 from deploy.programs import RULES, Program, alerts_receiver, environment, programs, prometheus_config
@@ -125,7 +126,7 @@ def status(settings: Settings) -> Status:
     """What runs now; asks supervisord and reads the node's file, and starts or changes nothing."""
     supervisor = Supervisor(socket_path(settings.run_dir))
     running = supervisor.programs() if supervisor.answers() else {}
-    node = _node(settings.actual_file)
+    node = desired.running(settings.actual_file)
     return Status(
         urls={
             "http": settings.http_url,
@@ -266,12 +267,6 @@ def _shut_down(supervisor: Supervisor, settings: Settings) -> None:
     supervisor.shutdown()
     with contextlib.suppress(psutil.TimeoutExpired):
         process.wait(timeout=sum(program.stop_within_seconds for program in programs(settings)) + 5)
-
-
-def _node(actual_file: Path) -> Actual | None:
-    """What a running node says of itself, from the file that it keeps."""
-    actual = read_actual(actual_file)
-    return actual if actual is not None and psutil.pid_exists(actual.pid) else None
 
 
 def _models(actual: Actual) -> list[ModelStatus]:

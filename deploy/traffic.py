@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from deploy.errors import NoData
-from deploy.prometheus import Array, Prometheus, duration_text, selector
+from deploy.prometheus import Array, Instant, Prometheus, duration_text, selector
 from monitoring import drift, names
 from monitoring.profile import MISSING, OTHER
 from monitoring.rules import rff
@@ -28,7 +28,7 @@ class Counts:
     """The profile's rows, [bins]; 0 where no node exported a profile."""
     live: Array
     """Rows seen, [windows, bins]."""
-    dispersion: float
+    dispersion: float = 1.0
     """How many rows in a burst count as one; 1 where none is recorded."""
     usual: Mapping[str, float] = field(default_factory=dict)
     """By window of the alerts, PSI excess that windows of the training rows reach themselves."""
@@ -95,11 +95,34 @@ def choose(
 def read_features(
     prometheus: Prometheus, model: str, version: int, window_seconds: float, windows: int, at: float
 ) -> Features:
-    """Counts of the `windows` successive windows that end at `at`.
+    """Counts of the `windows` successive windows that end at `at`, with what is recorded and usual of them.
 
     Raises:
         NoData: the version's nodes count no features.
     """
+    plain = read_counts(prometheus, model, version, window_seconds, windows, at)
+    recorded = read_dispersion(prometheus, model, windows * window_seconds, at)
+    dispersion = recorded.by("feature", "kind")
+    one = selector(names.USUAL_PSI_EXCESS.name, model=model, version=str(version))
+    span = duration_text(windows * window_seconds)
+    answer = prometheus.instant(f"max by (feature, kind, window) (max_over_time({one}[{span}]))", at)
+    usual = answer.by("feature", "kind", "window")
+    counts = tuple(
+        replace(
+            each,
+            dispersion=dispersion.get((each.feature, each.kind), 1.0),
+            usual={window: excess for (*its, window), excess in usual.items() if its == [each.feature, each.kind]},
+        )
+        for each in plain.counts
+    )
+    queries = {**plain.queries, "usual": answer.query, "dispersion": recorded.query}
+    return Features(counts, plain.times, bool(dispersion), queries)
+
+
+def read_counts(
+    prometheus: Prometheus, model: str, version: int, window_seconds: float, windows: int, at: float
+) -> Features:
+    """The same without what is recorded and usual. Raises NoData."""
     window, span = duration_text(window_seconds), duration_text(windows * window_seconds)
     one = {"model": model, "version": str(version)}
     by = "feature, kind, bin"
@@ -107,9 +130,6 @@ def read_features(
         "live": f"sum by ({by}) (increase({selector(names.FEATURE_ROWS.name, **one)}[{window}]))",
         # Over the whole span: a version that was taken out of service within it still had its profile.
         "reference": f"max by ({by}) (max_over_time({selector(names.REFERENCE_ROWS.name, **one)}[{span}]))",
-        "usual": "max by (feature, kind, window) "
-        f"(max_over_time({selector(names.USUAL_PSI_EXCESS.name, **one)}[{span}]))",
-        "dispersion": f"max by (feature, kind) (last_over_time({selector(DISPERSION, model=model)}[{span}]))",
     }
     found = prometheus.range(queries["live"], at, window_seconds, windows)
     live = found.by("feature", "kind", "bin")
@@ -120,16 +140,15 @@ def read_features(
         )
         raise NoData(prometheus.url, wanted, f"the last {span}", "the version may have none", advice)
     reference = prometheus.instant(queries["reference"], at).by("feature", "kind", "bin")
-    usual = prometheus.instant(queries["usual"], at).by("feature", "kind", "window")
-    dispersion = prometheus.instant(queries["dispersion"], at).by("feature", "kind")
-    counts = tuple(
-        replace(
-            _counts(feature, kind, live, reference, dispersion.get((feature, kind), 1.0)),
-            usual={window: excess for (*its, window), excess in usual.items() if its == [feature, kind]},
-        )
-        for feature, kind in sorted({(feature, kind) for feature, kind, _ in live})
-    )
-    return Features(counts, found.times, bool(dispersion), queries)
+    features = sorted({(feature, kind) for feature, kind, _ in live})
+    counts = tuple(_counts(feature, kind, live, reference) for feature, kind in features)
+    return Features(counts, found.times, dispersion_is_recorded=False, queries=queries)
+
+
+def read_dispersion(prometheus: Prometheus, model: str, span_seconds: float, at: float) -> Instant:
+    """The newest recorded dispersion of each feature, by feature and kind."""
+    recorded = f"{selector(DISPERSION, model=model)}[{duration_text(span_seconds)}]"
+    return prometheus.instant(f"max by (feature, kind) (last_over_time({recorded}))", at)
 
 
 def read_fourier(prometheus: Prometheus, model: str, version: int, window_seconds: float, at: float) -> Fourier | None:
@@ -157,7 +176,6 @@ def _counts(
     kind: str,
     live: Mapping[tuple[str, ...], Array],
     reference: Mapping[tuple[str, ...], float],
-    dispersion: float,
 ) -> Counts:
     labels = {label for name, its_kind, label in [*live, *reference] if (name, its_kind) == (feature, kind)}
     ordered = tuple(sorted(labels, key=lambda label: (label == MISSING, label == OTHER, label)))
@@ -169,5 +187,4 @@ def _counts(
         labels=ordered,
         reference=np.array([reference.get((feature, kind, label), 0.0) for label in ordered]),
         live=np.stack(np.broadcast_arrays(*rows), axis=-1),
-        dispersion=dispersion,
     )

@@ -108,6 +108,8 @@ class Segments:
 
     def newest(self, model: str, count: int, now: float) -> list[CapturedRequest]:
         """At most `count` requests that are not too old, the newest first."""
+        if count < 1:
+            return []
         found: list[CapturedRequest] = []
         for written, path in sorted(_written(self._paths(model)), reverse=True):
             # Workers write at the same time: one that was begun earlier may hold what is newer.

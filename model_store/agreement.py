@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-Outputs = Sequence[npt.NDArray[np.floating]]
+Floats = npt.NDArray[np.floating]
+Outputs = Sequence[Floats]
 """Every output of the program as float64 [rows, values of a row]."""
 
 
@@ -83,26 +84,34 @@ def tolerance_of(schema: bytes, max_difference: float | None = None) -> Toleranc
 
 def compare(found: Outputs, expected: Outputs, tolerance: Tolerance) -> Agreement:
     """How near `found` is to `expected`; classes and cosine are those of the first output."""
-    differences, shares = [], []
-    for one, other in zip(found, expected, strict=True):
-        same = (one == other) | (np.isnan(one) & np.isnan(other))
-        with np.errstate(invalid="ignore"):  # infinite values, which are the same or not
-            off = np.where(same, 0.0, np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf))
-        differences.append(off.max(initial=0.0))
-        if tolerance.max_difference is not None:
-            allowed = tolerance.max_difference + (tolerance.max_relative or 0.0) * np.abs(np.nan_to_num(other))
-            shares.append((off / allowed).max(initial=0.0))
+    off = [differences(one, other) for one, other in zip(found, expected, strict=True)]
+    shares = [excesses(one, other, tolerance) for one, other in zip(off, expected, strict=True)]
     first, reference = found[0], expected[0]
     return Agreement(
-        difference=float(max(differences)),
-        excess=float(max(shares, default=0.0)),
+        difference=float(max(one.max(initial=0.0) for one in off)),
+        excess=float(max(one.max(initial=0.0) for one in shares)),
         top1=float(np.mean(first.argmax(axis=1) == reference.argmax(axis=1))),
-        cosine=float(_cosines(first, reference).min()),
+        cosine=float(cosines(first, reference).min()),
     )
 
 
-def _cosines(one: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def differences(found: Floats, expected: Floats) -> Floats:
+    """Absolute ones; 0 where both are no number, infinite where one of the two is none."""
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):  # infinite values, which are the same or not
+        return np.where(same, 0.0, np.nan_to_num(np.abs(found - expected), nan=np.inf, posinf=np.inf))
+
+
+def excesses(off: Floats, expected: Floats, tolerance: Tolerance) -> Floats:
+    """The share of its allowed difference that each value took; more than 1 is beyond the tolerance."""
+    if tolerance.max_difference is None:
+        return np.zeros_like(off)
+    return off / (tolerance.max_difference + (tolerance.max_relative or 0.0) * np.abs(np.nan_to_num(expected)))
+
+
+def cosines(one: Floats, other: Floats) -> Floats:
+    """Cosine similarity of each row; no number where one of the two has no direction."""
     with np.errstate(invalid="ignore"):  # infinite values have no direction
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-        cosines: npt.NDArray[np.floating] = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return cosines
+        similar: Floats = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return similar

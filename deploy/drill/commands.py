@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 @click.make_pass_decorator(Settings)
 def drill(settings: Settings, name: str, only: tuple[str, ...], *, rate: float, as_json: bool) -> None:
     """Roll out bad versions of the model NAME, on an endpoint beside it, and see that each is taken back or held."""
-    from deploy.drill.drill import kinds_for, prepared
+    from deploy.drill.drill import prepared
     from model_store.faulty import KINDS
 
     console = Console(stderr=as_json)
-    kinds = list(only) or kinds_for(settings, name)
     found = []
-    with prepared(settings, name, kinds, rate, _teller(console)) as ground:
-        for kind in kinds:
+    with prepared(settings, name, only, rate, _teller(console)) as ground:
+        for kind in ground.kinds:
             console.print(f"\n[bold]{kind}[/bold]: a version that {KINDS[kind].words}", highlight=False)
             found.append(outcome := ground.exercise(kind))
             if as_json:

@@ -50,6 +50,10 @@ class Range:
     releases: dict[str, Release]
     """By kind."""
 
+    @property
+    def kinds(self) -> list[str]:
+        return list(self.releases)
+
     def exercise(self, kind: str) -> Outcome:
         """Roll a version of this kind out, and take back what is held or promoted: the next one meets the same."""
         endpoint, started = self.endpoint, time.monotonic()
@@ -64,17 +68,12 @@ class Range:
         return Outcome(kind, expected(kind, self.policy), entry, verdicts[-1] if verdicts else None, found, seconds)
 
 
-def kinds_for(settings: Settings, model: str) -> list[str]:
-    """The kinds that make sense for the champion of `model`. Raises as `champion_members` does."""
-    classes = Profile.from_json(champion_members(settings, model)[PROFILE]).classes
-    return [name for name, kind in KINDS.items() if classes or not kind.needs_classes]
-
-
 @contextlib.contextmanager
-def prepared(settings: Settings, model: str, kinds: Sequence[str], rate: float, tell: Tell) -> Iterator[Range]:
+def prepared(settings: Settings, model: str, only: Sequence[str], rate: float, tell: Tell) -> Iterator[Range]:
     """A drill's range; afterwards nothing of it is left but its ledger.
 
-    `rate` is the users' requests a second.
+    `only` these kinds, or all that make sense for the champion where none is named; `rate` is the users' requests a
+    second.
 
     Raises:
         NotServed: the model is not in service, so there is nothing to make bad versions of.
@@ -85,6 +84,8 @@ def prepared(settings: Settings, model: str, kinds: Sequence[str], rate: float, 
     name, directory = model + SUFFIX, settings.state_dir / "drill"
     with _alone(directory / f"{name}.drill", model):
         members = champion_members(settings, model)
+        classes = Profile.from_json(members[PROFILE]).classes
+        kinds = dict.fromkeys(only) or [name for name, kind in KINDS.items() if classes or not kind.needs_classes]
         policy = _policy(settings, model)
         endpoint = replace(
             here.endpoint(settings, name, tell=tell, policy=policy),
@@ -92,25 +93,15 @@ def prepared(settings: Settings, model: str, kinds: Sequence[str], rate: float, 
             locks_dir=directory,
         )
         _out_of_service(endpoint)  # of a drill that was killed
-        made: list[Path] = []
-        try:
-            releases = {}
-            for version, kind in enumerate([GOOD, *kinds], start=FIRST):
-                packed = members_of_kind(members, kind, name, version)
-                archive, digest = pack(packed, name, version, settings.archives_dir, settings.signing_key)
-                made.append(archive)
-                releases["champion" if version == FIRST else kind] = Release(version=version, digest=digest)
-            first = endpoint.roll_out(releases["champion"])
-            if first.state != "PROMOTED":
-                raise LoadFailed(f"{name}: {first.words}")
-            classes = Profile.from_json(members[PROFILE]).classes
-            with Load(caller(settings), name, rows_of(members[GOLDEN], classes), rate) as load:
-                yield Range(endpoint, policy, load, releases)
-        finally:
-            _out_of_service(endpoint)
-            for archive in made:
-                signature_path(archive).unlink(missing_ok=True)
-                archive.unlink(missing_ok=True)
+        with _packed(settings, name, members, [GOOD, *kinds]) as (champion, *releases):
+            try:
+                first = endpoint.roll_out(champion)
+                if first.state != "PROMOTED":
+                    raise LoadFailed(f"{name}: {first.words}")
+                with Load(caller(settings), name, rows_of(members[GOLDEN], classes), rate) as load:
+                    yield Range(endpoint, policy, load, dict(zip(kinds, releases, strict=True)))
+            finally:
+                _out_of_service(endpoint)
 
 
 def champion_members(settings: Settings, model: str) -> dict[str, bytes]:
@@ -125,6 +116,24 @@ def champion_members(settings: Settings, model: str) -> dict[str, bytes]:
     # Its handler is executed.
     verify_archive(archive, model, champion.version, champion.digest, load_trusted(settings.trust_dir))
     return read_members(archive)
+
+
+@contextlib.contextmanager
+def _packed(settings: Settings, name: str, members: dict[str, bytes], kinds: Sequence[str]) -> Iterator[list[Release]]:
+    """An archive of each kind, the first as version FIRST; removed afterwards."""
+    made: list[Path] = []
+    releases = []
+    try:
+        for version, kind in enumerate(kinds, start=FIRST):
+            packed = members_of_kind(members, kind, name, version)
+            archive, digest = pack(packed, name, version, settings.archives_dir, settings.signing_key)
+            made.append(archive)
+            releases.append(Release(version=version, digest=digest))
+        yield releases
+    finally:
+        for archive in made:
+            signature_path(archive).unlink(missing_ok=True)
+            archive.unlink(missing_ok=True)
 
 
 def _policy(settings: Settings, model: str) -> Policy:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -137,6 +137,8 @@ class Load:
                 _, made, label = self._made.popleft()
                 told.append({"prediction_id": made, "row": 0, "label": label})
             if told:
-                # A store that cannot be used now answers 503: then these labels are missing, as they may be in life.
-                async with session.post("/feedback", data=orjson.dumps(told)) as answer:
-                    await answer.read()
+                # A store that cannot be used now answers 503, and a node that restarts not at all: then these labels
+                # are missing, as they may be in life.
+                with suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.post("/feedback", data=orjson.dumps(told)) as answer:
+                        await answer.read()

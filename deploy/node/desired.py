@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
@@ -118,6 +119,9 @@ class Actual(_Frozen):
     """What is wrong, in words, though the node goes on as before."""
     endpoints: tuple[ActualEndpoint, ...] = ()
 
+    def endpoint(self, model: str) -> ActualEndpoint | None:
+        return next((endpoint for endpoint in self.endpoints if endpoint.model == model), None)
+
 
 _File = TypeVar("_File", Desired, Actual)
 
@@ -130,6 +134,12 @@ def read_desired(path: Path) -> Desired:
 def read_actual(path: Path) -> Actual | None:
     """What the node last said of itself, None where it has never run. Raises StateFileInvalid."""
     return _read(path, Actual)
+
+
+def running(path: Path) -> Actual | None:
+    """What a node that runs says of itself, None where none does. Raises StateFileInvalid."""
+    actual = read_actual(path)
+    return actual if actual is not None and psutil.pid_exists(actual.pid) else None
 
 
 def write_state(path: Path, state: Desired | Actual) -> None:

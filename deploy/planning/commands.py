@@ -60,12 +60,12 @@ def plan(
 
 
 def _champion(settings: Settings, name: str, against: int | None) -> "Release":
-    from deploy.errors import NothingServed
+    from deploy.errors import NotServed
     from deploy.rollout import here
 
     if against is not None:
         return here.release(settings, name, against)
     champion = here.endpoint(settings, name).driver.serving(name).champion
     if champion is None:
-        raise NothingServed(name, settings.desired_file)
+        raise NotServed(name, "; or name one to compare with: --against VERSION")
     return champion

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import orjson
 
 from deploy.planning.rehearsal import Answer
-from model_store.agreement import EMBEDDING, NUMBERS, Tolerance
+from model_store.agreement import EMBEDDING, NUMBERS, cosines, differences, excesses
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -108,34 +108,16 @@ def _differences(was: Outputs, now: Outputs, before: Reading, after: Reading) ->
         elif values.dtype == object:
             changed |= (values != other).any(axis=1)
         else:
-            off = _off(values, other)
+            off = differences(other, values)
             difference = np.maximum(difference, off.max(axis=1, initial=0.0))
             if name == first and before.decides(values) and after.decides(other):
                 changed |= _chosen(values, before) != _chosen(other, after)
             elif name == first and before.embeds:
-                changed |= _cosine(values, other) < (EMBEDDING.min_cosine or 0.0)
+                changed |= cosines(values, other) < (EMBEDDING.min_cosine or 0.0)
             else:
-                changed |= _beyond(values, off, NUMBERS)
-    return changed, difference
-
-
-def _off(one: Array, other: Array) -> Array:
-    """Absolute differences; 0 where both are no number, infinite where one of them is none."""
-    same = (one == other) | (np.isnan(one) & np.isnan(other))
-    with np.errstate(invalid="ignore"):
-        return np.where(same, 0.0, np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf))
-
-
-def _beyond(values: Array, off: Array, tolerance: Tolerance) -> Array:
-    allowed = (tolerance.max_difference or 0.0) + (tolerance.max_relative or 0.0) * np.abs(np.nan_to_num(values))
-    beyond: Array = (off > allowed).any(axis=1)
-    return beyond
-
-
-def _cosine(one: Array, other: Array) -> Array:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosine: Array = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return cosine
+                changed |= (excesses(off, values, NUMBERS) > 1).any(axis=1)
+    # A number that is none belongs to no class and has no direction, so nothing above has called it a change.
+    return changed | np.isinf(difference), difference
 
 
 def _chosen(probabilities: Array, reading: Reading) -> Array:

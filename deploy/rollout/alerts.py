@@ -90,7 +90,7 @@ def note(directory: Path, body: bytes, served: Container[str], at: float) -> Not
 def _written(ledger: Ledger, alerts: list[_Alert], at: float) -> Noted:
     with ledger.writing() as writer:
         entries = writer.entries()
-        on = unfinished(entries)
+        on = unfinished(writer.newest())
         seen = [one.detail for one in entries if one.kind == "alert"]
         written = 0
         for alert in alerts:

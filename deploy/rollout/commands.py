@@ -10,7 +10,7 @@ import sys
 import click
 from rich.console import Console
 
-from deploy.rollout.record import Entry
+from deploy.rollout.record import Entry, read_percent
 from deploy.settings import Settings
 
 HELD, ROLLED_BACK = 3, 4
@@ -31,10 +31,10 @@ def version_or_alias(_: click.Context, __: click.Parameter, value: str | None) -
 
 
 def _percent(_: click.Context, __: click.Parameter, value: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,3})%?", value)
-    if found is None or int(found[1]) > 100:
-        raise click.BadParameter(f"{value!r} is no percentage; allowed are whole ones from 0% to 100%")
-    return int(found[1])
+    try:
+        return read_percent(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -118,8 +118,7 @@ def rollback(settings: Settings, name: str, to: int | None, *, as_json: bool) ->
     with display(Console(), as_json=as_json) as tell:
         entry = here.endpoint(settings, name, tell=tell).roll_back(to)
     if not as_json:
-        serving = entry.champion and entry.champion.version
-        click.echo(f"{name} version {serving} has all traffic after {entry.detail['seconds']} s")
+        click.echo(f"{name}: {entry.words}, after {entry.detail['seconds']} s")
 
 
 @click.command()

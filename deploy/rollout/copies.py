@@ -64,8 +64,15 @@ def places(settings: Settings) -> dict[PlaceName, Callable[[], Place]]:
 
 
 def waiting(directory: Path, name: PlaceName) -> bool:
-    """Whether any ledger has an entry that the place lacks."""
-    return any(Ledger(directory, model).undelivered(name) for model in models(directory))
+    """Whether any ledger has an entry that the place lacks, or cannot be read: `deliver` says why."""
+    return any(_waits(Ledger(directory, model), name) for model in models(directory))
+
+
+def _waits(ledger: Ledger, name: PlaceName) -> bool:
+    try:
+        return bool(ledger.undelivered(name))
+    except LedgerUnusable:
+        return True
 
 
 def deliver(directory: Path, name: PlaceName, reach: Callable[[], Place]) -> Delivered:

@@ -1,10 +1,10 @@
 """Who carries out what a rollout decides: on one machine the node, which is told by a file and says so in another."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 from pydantic import Field
 
 from deploy.errors import LoadFailed
@@ -16,8 +16,8 @@ from deploy.node.desired import (
     DesiredVersion,
     Mirror,
     change,
-    read_actual,
     read_desired,
+    running,
 )
 from deploy.rollout.machine import Traffic
 from deploy.rollout.record import Record, Release
@@ -50,10 +50,11 @@ class Driver(Protocol):
 class Local:
     """The node of this machine."""
 
-    def __init__(self, desired_file: Path, actual_file: Path) -> None:
+    def __init__(self, desired_file: Path, actual_file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._desired_file = desired_file
         self._actual_file = actual_file
-        self._seen = time.monotonic()
+        self._clock = clock
+        self._seen = clock()
         """When a node ran last."""
 
     def serving(self, model: str) -> Serving:
@@ -61,7 +62,7 @@ class Local:
         if endpoint is None:
             return Serving(champion=None)
         first, *others = sorted(endpoint.versions, key=lambda one: -one.weight)
-        found = self._endpoint(self._actual(), model)
+        found = _in_force(self._actual(), model)
         # A node that was started again loads its versions one after the other: without a reason, nothing is lost.
         lost = (one for one in found.versions if one.state == "FAILED" or (one.state != "READY" and one.reason))
         unready = {one.version: one.reason or one.state for one in lost}
@@ -73,11 +74,10 @@ class Local:
     def reached(self, model: str, traffic: Traffic) -> bool:
         actual = self._actual()
         if actual is None:
-            if time.monotonic() - self._seen > NODE_BACK_WITHIN_SECONDS:
+            if self._clock() - self._seen > NODE_BACK_WITHIN_SECONDS:
                 raise LoadFailed("no node runs; start it with: shipway up")
             return False
-        self._seen = time.monotonic()
-        found, wanted = self._endpoint(actual, model), _endpoint(model, traffic, None)
+        found, wanted = _in_force(actual, model), _endpoint(model, traffic, None)
         asked = {(one.version, one.digest): one.weight for one in wanted.versions} if wanted else {}
         weights = {(one.version, one.digest): one.weight for one in found.versions}
         if asked.keys() != weights.keys():
@@ -91,14 +91,15 @@ class Local:
         return ready and asked == weights and extras
 
     def _actual(self) -> Actual | None:
-        """What a running node says of itself."""
-        actual = read_actual(self._actual_file)
-        return actual if actual is not None and psutil.pid_exists(actual.pid) else None
+        actual = running(self._actual_file)
+        if actual is not None:
+            self._seen = self._clock()
+        return actual
 
-    @staticmethod
-    def _endpoint(actual: Actual | None, model: str) -> ActualEndpoint:
-        found = (one for one in (actual.endpoints if actual else ()) if one.model == model)
-        return next(found, ActualEndpoint(model=model, versions=()))
+
+def _in_force(actual: Actual | None, model: str) -> ActualEndpoint:
+    found = actual.endpoint(model) if actual else None
+    return found or ActualEndpoint(model=model, versions=())
 
 
 def _release(version: DesiredVersion | ActualVersion) -> Release:

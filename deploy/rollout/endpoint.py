@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import (
@@ -50,7 +50,6 @@ class Endpoint:
     """What would break the clients of the first release where the second answers them."""
     tell: Tell = lambda *_: None
     wish: Callable[[], Wish] = lambda: ""
-    began: float = field(default_factory=time.monotonic)
 
     def roll_out(self, candidate: Release, shadow: int = 0, *, allow_breaking: bool = False) -> Entry:
         """Move the endpoint to `candidate` in judged steps; returns the entry that ends it, or holds it.
@@ -60,13 +59,13 @@ class Endpoint:
         """
         with self._alone():
             run = self._run(shadow)
+            # Both archives are read for this, and that takes too long for the ledger's lock.
+            asked = self._champion(self.ledger, candidate)
+            self._refuse_breaking(asked, candidate, allow=allow_breaking)
             with self.ledger.writing() as writer:
-                _refuse_unfinished(writer.entries())
-                champion = self._current(writer)
-                if champion and champion.version == candidate.version:
-                    raise AlreadyServes(self.model, champion.version)
-                if champion and not allow_breaking and (problems := self.breaking(champion, candidate)):
-                    raise BreaksClients(self.model, candidate.version, problems)
+                champion = self._champion(writer, candidate)
+                if champion != asked:
+                    self._refuse_breaking(champion, candidate, allow=allow_breaking)
                 words = f"load version {candidate.version}" + (
                     f" beside version {champion.version}" if champion else "; nothing is in service"
                 )
@@ -76,7 +75,12 @@ class Endpoint:
             return run.go_on(entry)
 
     def resume(self) -> Entry:
-        """Go on with an unfinished rollout, from wherever it was left."""
+        """Go on with an unfinished rollout or rollback, from wherever it was left.
+
+        Raises:
+            NothingToResume: the last one has ended.
+            RollbackFailed: as `roll_back` does.
+        """
         with self._alone():
             newest = self.ledger.newest()
             run = self._run(_shadow(self.ledger.entries(), newest))
@@ -84,7 +88,8 @@ class Endpoint:
             if newest is None or move is None:
                 last = f"the last one, {newest.rollout}, is {newest.state}" if newest else "there never was one"
                 raise NothingToResume(self.model, last)
-            return run.go_on(run.write(newest, move))
+            entry = run.go_on(run.write(newest, move))
+            return _done(entry) if entry.kind == "rollback" else entry
 
     def roll_back(self, to: int | None = None) -> Entry:
         """Give all traffic to the last good version, or to version `to`; a rollout that is on is taken back first.
@@ -95,7 +100,7 @@ class Endpoint:
             NoGoodVersion: there is none to go back to.
             RollbackFailed: the version could not be loaded; what served goes on serving.
         """
-        run = Run(self.ledger, self.driver, (), _never, self.tell, lambda: "", self.began)
+        run = Run(self.ledger, self.driver, (), _never, self.tell, lambda: "")
         entry = self._take_back()
         if entry is not None:
             entry = run.go_on(entry)
@@ -115,7 +120,7 @@ class Endpoint:
 
     def withdraw(self) -> Entry | None:
         """Take the endpoint out of service; a rollout that is on is taken back first. None if it is not in service."""
-        run = Run(self.ledger, self.driver, (), _never, self.tell, lambda: "", self.began)
+        run = Run(self.ledger, self.driver, (), _never, self.tell, lambda: "")
         if taken := self._take_back():
             run.go_on(taken)
         with self.ledger.writing() as writer:
@@ -129,7 +134,7 @@ class Endpoint:
     def adopt(self, release: Release, serve: Callable[[], object]) -> Entry | None:
         """Write down that `serve`, which is called, gives all traffic to `release` unjudged; None if it had it."""
         with self.ledger.writing() as writer:
-            _refuse_unfinished(writer.entries())
+            _refuse_unfinished(writer.newest())
             champion = self._current(writer)
             entry = None
             if champion != release:
@@ -138,9 +143,21 @@ class Endpoint:
             serve()
         return entry
 
-    def _current(self, writer: Writer) -> Release | None:
+    def _champion(self, ledger: Ledger | Writer, candidate: Release) -> Release | None:
+        """What the candidate would follow; None if it is the first. Raises RolloutUnfinished or AlreadyServes."""
+        _refuse_unfinished(ledger.newest())
+        champion = self._current(ledger)
+        if champion and champion.version == candidate.version:
+            raise AlreadyServes(self.model, champion.version)
+        return champion
+
+    def _refuse_breaking(self, champion: Release | None, candidate: Release, *, allow: bool) -> None:
+        if champion and not allow and (problems := self.breaking(champion, candidate)):
+            raise BreaksClients(self.model, candidate.version, problems)
+
+    def _current(self, ledger: Ledger | Writer) -> Release | None:
         """Who has the traffic: the ledger says so, and the desired state only where there is no ledger yet."""
-        newest = writer.newest()
+        newest = ledger.newest()
         return machine.serves(newest) if newest else self.driver.serving(self.model).champion
 
     def _target(self, entries: list[Entry], current: Release | None, to: int | None) -> Release:
@@ -156,7 +173,7 @@ class Endpoint:
     def _take_back(self) -> Entry | None:
         """Write that the unfinished rollout is taken back, whoever works on it; None if there is none."""
         with self.ledger.writing() as writer:
-            newest = unfinished(writer.entries())
+            newest = unfinished(writer.newest())
             if newest is None:
                 return None
             move = machine.back(newest, f"taken back by {whoami()}")
@@ -168,7 +185,7 @@ class Endpoint:
         self, writer: Writer, kind: Kind, champion: Release | None, candidate: Release | None, move: Move
     ) -> Entry:
         """A rollout's first entry, and the traffic that belongs to it."""
-        number = len(writer.entries()) + 1
+        number = writer.next_number()
         entry = Entry(
             number=number,
             at=time.time(),
@@ -188,7 +205,7 @@ class Endpoint:
         policy = self.read_policy()
         steps = machine.shadowed(policy.steps, shadow)
         judge = self.judging(policy.model_copy(update={"steps": steps}))
-        return Run(self.ledger, self.driver, steps, judge, self.tell, self.wish, self.began)
+        return Run(self.ledger, self.driver, steps, judge, self.tell, self.wish)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -207,8 +224,8 @@ class Endpoint:
             yield
 
 
-def _refuse_unfinished(entries: list[Entry]) -> None:
-    if found := unfinished(entries):
+def _refuse_unfinished(newest: Entry | None) -> None:
+    if found := unfinished(newest):
         raise RolloutUnfinished(found.model, found.rollout, found.state or "", found.words)
 
 

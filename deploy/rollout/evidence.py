@@ -14,13 +14,15 @@ from deploy.drift import Edges
 from deploy.errors import NoData
 from deploy.prometheus import Prometheus, Scraped, selector
 from deploy.rollout.samples import after, bursts, increase
-from deploy.traffic import Counts, read_features
+from deploy.traffic import Counts, read_counts, read_dispersion
+from handlers.answer import GRPC
 from monitoring import names
 from monitoring.drift import Array
 
+Scrapes = frozenset[tuple[tuple[str, str], ...]]
+"""Of each series its labels and the time of its newest sample."""
 LOOKBACK_SECONDS = 300
 """A series with no sample in as long before the canary was born after; Prometheus too forgets a series so soon."""
-GRPC = "oip_grpc"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,8 @@ def read_evidence(
     """
     scraped = _Scraped(prometheus, model, (champion, candidate), canary_since, at)
     features = {version: _features(prometheus, model, version, canary_since, at) for version in (champion, candidate)}
+    recorded = read_dispersion(prometheus, model, at - canary_since, at)
+    dispersion = recorded.by("feature", "kind")
 
     def inbursts(one: Counts, number: int) -> Counts:
         # The recorded dispersion looks back a week, which a new endpoint has not.
@@ -135,7 +139,7 @@ def read_evidence(
             for each in scraped.of(names.FEATURE_ROWS, number)
             if (each.labels["feature"], each.labels["kind"]) == key
         ]
-        return replace(one, dispersion=max(one.dispersion, bursts(series, "bin", canary_since)))
+        return replace(one, dispersion=max(dispersion.get(key, 1.0), bursts(series, "bin", canary_since)))
 
     def version(number: int) -> Version:
         return Version(
@@ -153,9 +157,29 @@ def read_evidence(
             edges=(edges or {}).get(number, {}),
         )
 
-    queries = {**scraped.queries, **features[champion][1], **features[candidate][1]}
+    queries = {
+        **scraped.queries,
+        **features[champion][1],
+        **features[candidate][1],
+        "dispersion of features": recorded.query,
+    }
     waits = bursts(scraped.of(names.EDGE_SECONDS, champion), "le", canary_since, cumulated=True)
     return Evidence(version(champion), version(candidate), canary_since, step_since, at, waits, queries)
+
+
+def scrapes(prometheus: Prometheus, model: str, champion: int, candidate: int, at: float) -> Scrapes:
+    """When each node that has one of the versions was scraped last: while that stays, so does the evidence.
+
+    Raises:
+        PrometheusUnreachable, QueryRefused: there is no answer.
+    """
+    ready = selector(names.VERSION_READY.name, _of((champion, candidate)), model=model)
+    found = prometheus.instant(f"timestamp({ready})", at)
+    return frozenset((*sorted(one.labels.items()), ("", str(one.value))) for one in found.samples)
+
+
+def _of(versions: Iterable[int]) -> str:
+    return f'version=~"{"|".join(map(str, versions))}"'
 
 
 class _Scraped:
@@ -175,7 +199,7 @@ class _Scraped:
     def __init__(self, prometheus: Prometheus, model: str, versions: Iterable[int], since: float, at: float) -> None:
         self._found: dict[str, tuple[Scraped, ...]] = {}
         self.queries: dict[str, str] = {}
-        of = f'version=~"{"|".join(map(str, versions))}"'
+        of = _of(versions)
         for metric in (*self._COUNTERS_AND_GAUGES, *self._HISTOGRAMS):
             series = f"{metric.name}_bucket" if metric in self._HISTOGRAMS else metric.name
             wanted = selector(series, of, *self._ALONE.get(metric, ()), model=model)
@@ -243,7 +267,7 @@ def _features(
 ) -> tuple[tuple[Counts, ...], dict[str, str]]:
     """Every feature's rows since the canary began, and the queries that gave them."""
     try:
-        found = read_features(prometheus, model, version, max(1, round(at - since)), 1, at)
+        found = read_counts(prometheus, model, version, max(1, round(at - since)), 1, at)
     except NoData:
         return (), {}
     return found.counts, {f"{name} of features, version {version}": query for name, query in found.queries.items()}

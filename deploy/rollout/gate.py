@@ -15,17 +15,17 @@ STALE_SECONDS = 60
 
 
 def judge(
-    policy: Policy, step: int, evidence: Evidence | None, *, step_since: float, at: float, lost_readiness: str
+    policy: Policy, step: int, evidence: Evidence | str, *, step_since: float, at: float, lost_readiness: str
 ) -> Verdict:
     """What follows for a rollout in its step `step` (from 0), which began at `step_since`; times are Unix times.
 
-    No evidence is that Prometheus did not answer. `lost_readiness` says why the candidate is not ready now, and is
+    Words in place of evidence say why there is none. `lost_readiness` says why the candidate is not ready now, and is
     empty if it is. What has failed decides at once; otherwise the step goes on until it has lasted long enough, has
     seen enough requests and nothing that is wanted is open any more, or until it gives up and holds.
     """
     checks = [readiness(lost_readiness), *_of_evidence(policy, step, evidence, at)]
     outcome, words = _decide(policy, step, checks, at - step_since)
-    since = step_since if evidence is None else evidence.canary_since
+    since = step_since if isinstance(evidence, str) else evidence.canary_since
     return Verdict(outcome=outcome, words=words, checks=tuple(checks), step=step, since=since, at=at)
 
 
@@ -34,9 +34,9 @@ def readiness(lost: str) -> Check:
     return Check(name="readiness", state="failed" if lost else "passed", then="roll back", words=words)
 
 
-def _of_evidence(policy: Policy, step: int, evidence: Evidence | None, at: float) -> list[Check]:
-    if evidence is None:
-        words = "Prometheus did not answer, so nothing is known of the candidate"
+def _of_evidence(policy: Policy, step: int, evidence: Evidence | str, at: float) -> list[Check]:
+    if isinstance(evidence, str):
+        words = f"nothing is known of the candidate: {evidence}"
         return [Check(name="requests", state="no data", then="hold", words=words)]
     look = Look(policy, step, evidence)
     return [requests(look, at), *service_checks(look), *prediction_checks(look)]

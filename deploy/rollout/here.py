@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import NotPackaged
+from deploy.errors import NotFetched
 from deploy.node import desired
 from deploy.packaged import packaged_digest
 from deploy.rollout.driver import Local
@@ -76,7 +76,7 @@ def release(settings: Settings, model: str, version: int | str) -> Release:
     """The archive of a version, given by number or by an alias (`@challenger`), which only MLflow knows.
 
     Raises:
-        NotPackaged: there is no archive of it on this machine.
+        NotPackaged, NotFetched: there is no archive of it on this machine.
         RegistryError: MLflow does not answer, or has no such alias.
     """
     if isinstance(version, int):
@@ -86,7 +86,7 @@ def release(settings: Settings, model: str, version: int | str) -> Release:
     found = Registry(settings.mlflow_uri).resolve(f"models:/{model}{version}")
     digest = found.digest or packaged_digest(settings.archives_dir, model, found.version)
     if not (settings.archives_dir / archive_name(model, found.version, digest)).exists():
-        raise NotPackaged(settings.archives_dir, model, found.version, [])
+        raise NotFetched(settings.archives_dir, model, found.version, digest)
     return Release(version=found.version, digest=digest)
 
 

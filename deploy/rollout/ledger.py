@@ -17,12 +17,13 @@ from deploy.errors import LedgerUnusable
 from deploy.rollout.record import ENDED, Entry
 
 BUSY_SECONDS = 10.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
-CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER IF NOT EXISTS entries_remain BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TABLE IF NOT EXISTS delivered (number INTEGER, place TEXT, at REAL NOT NULL, PRIMARY KEY (number, place)) STRICT;
+_SCHEMA = """\
+CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT
+CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END
+CREATE TRIGGER IF NOT EXISTS entries_remain BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END
+CREATE TABLE IF NOT EXISTS delivered (number INTEGER, place TEXT, at REAL NOT NULL, PRIMARY KEY (number, place)) STRICT
 """
+_NEWEST = "WHERE json_extract(entry, '$.state') IS NOT NULL ORDER BY number DESC LIMIT 1"
 
 
 def whoami() -> str:
@@ -48,55 +49,50 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All entries, the oldest first; none where nothing was ever written."""
-        if not self._path.exists():
-            return []
-        with self._open() as database:
-            return _entries(database)
+        return self._read("ORDER BY number")
 
     def newest(self) -> Entry | None:
         """The newest entry that says where a rollout stands; None where there was none."""
-        if not self._path.exists():
-            return None
-        with self._open() as database:
-            return _newest(database)
+        return next(iter(self._read(_NEWEST)), None)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Writer"]:
         """Hold the exclusive lock: what is appended within is kept only if nothing is raised."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._open() as database:
-            database.executescript(_SCHEMA)
-            with _in_words(self._path):
-                database.execute("BEGIN IMMEDIATE")
-            try:
-                yield Writer(database, self.model)
-            except BaseException:
-                database.execute("ROLLBACK")
-                raise
-            with _in_words(self._path):
-                database.execute("COMMIT")
+            # What is not committed when the database is closed, or its process killed, was never written.
+            database.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.splitlines():
+                database.execute(statement)
+            yield Writer(database, self.model)
+            database.execute("COMMIT")
 
     def undelivered(self, place: str) -> list[Entry]:
         """Entries that were not copied to `place` yet, the oldest first."""
-        if not self._path.exists():
-            return []
-        with self._open() as database, _in_words(self._path):
-            return _entries(database, "WHERE number NOT IN (SELECT number FROM delivered WHERE place = ?)", place)
+        return self._read("WHERE number NOT IN (SELECT number FROM delivered WHERE place = ?) ORDER BY number", place)
 
     def delivered(self, place: str, number: int) -> None:
         """Note that the entry was copied to `place`."""
-        with self._open() as database, _in_words(self._path):
+        with self._open() as database:
             database.execute("INSERT OR IGNORE INTO delivered VALUES (?, ?, ?)", (number, place, time.time()))
+
+    def _read(self, which: str, *values: str) -> list[Entry]:
+        if not self._path.exists():
+            return []
+        with self._open() as database:
+            # Whoever made the file was perhaps killed before anything was written.
+            tables = database.execute("SELECT name FROM sqlite_schema WHERE name = 'entries'").fetchall()
+            return _entries(database, which, *values) if tables else []
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with _in_words(self._path):
-            database = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
-            database.execute("PRAGMA synchronous = FULL")  # an entry outlives a power cut
         try:
-            yield database
-        finally:
-            database.close()
+            opened = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
+            with contextlib.closing(opened) as database:
+                database.execute("PRAGMA synchronous = FULL")  # an entry outlives a power cut
+                yield database
+        except sqlite3.Error as error:
+            raise LedgerUnusable(self._path, str(error)) from error
 
 
 class Writer:
@@ -107,39 +103,28 @@ class Writer:
         self._model = model
 
     def entries(self) -> list[Entry]:
-        return _entries(self._database)
+        return _entries(self._database, "ORDER BY number")
 
     def newest(self) -> Entry | None:
-        return _newest(self._database)
+        return next(iter(_entries(self._database, _NEWEST)), None)
+
+    def next_number(self) -> int:
+        """What the next entry is counted as."""
+        (last,) = self._database.execute("SELECT coalesce(max(number), 0) FROM entries").fetchone()
+        return int(last) + 1
 
     def append(self, entry: Entry) -> Entry:
         """Write the entry under the next number, which replaces its own."""
-        (last,) = self._database.execute("SELECT coalesce(max(number), 0) FROM entries").fetchone()
-        entry = entry.model_copy(update={"number": last + 1, "model": self._model})
+        entry = entry.model_copy(update={"number": self.next_number(), "model": self._model})
         self._database.execute("INSERT INTO entries VALUES (?, ?)", (entry.number, entry.model_dump_json()))
         return entry
 
 
-def unfinished(entries: list[Entry]) -> Entry | None:
-    """The newest entry of the rollout that has not ended; None where all have."""
-    last = next((entry for entry in reversed(entries) if entry.state is not None), None)
-    return None if last is None or last.state in ENDED else last
+def unfinished(newest: Entry | None) -> Entry | None:
+    """A ledger's newest entry if its rollout has not ended; None otherwise."""
+    return None if newest is None or newest.state in ENDED else newest
 
 
-def _entries(database: sqlite3.Connection, where: str = "", *values: str) -> list[Entry]:
-    found = database.execute(f"SELECT entry FROM entries {where} ORDER BY number", values)  # noqa: S608 - ours
+def _entries(database: sqlite3.Connection, which: str, *values: str) -> list[Entry]:
+    found = database.execute(f"SELECT entry FROM entries {which}", values)  # noqa: S608 - ours
     return [Entry.model_validate_json(text) for (text,) in found]
-
-
-def _newest(database: sqlite3.Connection) -> Entry | None:
-    rows = database.execute("SELECT entry FROM entries ORDER BY number DESC")
-    found = (Entry.model_validate_json(text) for (text,) in rows)
-    return next((entry for entry in found if entry.state is not None), None)
-
-
-@contextlib.contextmanager
-def _in_words(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise LedgerUnusable(path, str(error)) from error

@@ -1,10 +1,12 @@
 """What a rollout is made of: steps, checks, verdicts, and the ledger's entries. Pure data, written down as JSON."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Percent = Annotated[int, Field(ge=0, le=100)]
+"""Of requests."""
 Outcome = Literal["promote", "hold", "roll back", "wait"]
 """`promote`: to the next step, or for good after the last; `wait`: undecided, and the step has time left."""
 CheckState = Literal["passed", "failed", "undecided", "no data", "not asked"]
@@ -20,6 +22,14 @@ ENDED: tuple[State, ...] = ("ROLLED_BACK", "PROMOTED")
 class Record(BaseModel):
     # A number that is none (NaN) is written as a word, because null would not be read again.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+def read_percent(text: str) -> Percent:
+    """20 for 20 or 20%. ValueError for what is none."""
+    found = re.fullmatch(r"([0-9]{1,3})%?", text)
+    if found is None or int(found[1]) > 100:
+        raise ValueError(f"{text!r} is no percentage; allowed are whole ones from 0% to 100%")
+    return int(found[1])
 
 
 class Release(Record):

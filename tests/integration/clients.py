@@ -24,13 +24,6 @@ from handlers.protocol.messages import SERVICE
 
 PATH = "/predictions/flights"
 TIMEOUT_SECONDS = 30.0
-_HTTP2_HEADERS = [
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":authority", "test"),
-    (":path", PATH),
-    ("content-type", "application/json"),
-]
 
 
 @dataclass
@@ -148,19 +141,19 @@ def http1(load: Load, tally: Tally) -> None:
 
 def http2(load: Load, tally: Tally) -> None:
     """HTTP/2 with prior knowledge, one stream after another on one connection."""
-    connection: _Http2 | None = None
+    connection: Http2 | None = None
     while load.take():
         fresh = connection is None
         if connection is None:
             try:
-                connection = _Http2(load.port)
+                connection = Http2("127.0.0.1", load.port)
             except ConnectionRefusedError:
                 tally.refused += 1
                 return
         tally.sent += 1
         try:
-            status = connection.post(load.body)
-        except _NotTaken:
+            status, _, _ = connection.post(PATH, load.body)
+        except NotTaken:
             tally.sent -= 1
             tally.told_to_reconnect += 1
             connection.close()
@@ -204,15 +197,16 @@ def grpc_unary(request: bytes) -> Client:
     return client
 
 
-class _NotTaken(Exception):
+class NotTaken(Exception):
     """The peer said which was the last stream it takes, and this one came after it."""
 
 
-class _Http2:
+class Http2:
     """One HTTP/2 connection, frame by frame: a client library stops reading at a GOAWAY, when answers still come."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
+    def __init__(self, host: str, port: int) -> None:
+        self._authority = f"{host}:{port}"
+        self._socket = socket.create_connection((host, port), timeout=TIMEOUT_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
         self._buffer = b""
@@ -220,32 +214,35 @@ class _Http2:
         self.going_away = False
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames.SettingsFrame(0).serialize())
 
-    def post(self, body: bytes) -> int:
-        """The answer's status. Raises _NotTaken for a stream that a GOAWAY excludes."""
+    def post(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer. Raises NotTaken for a stream that a GOAWAY excludes."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
-        head = frames.HeadersFrame(stream, self._encoder.encode(_HTTP2_HEADERS), flags=["END_HEADERS"])
+        told = {":method": "POST", ":scheme": "http", ":authority": self._authority, ":path": path}
+        fields = [*told.items(), ("content-type", "application/json")]
+        head = frames.HeadersFrame(stream, self._encoder.encode(fields), flags=["END_HEADERS"])
         data = frames.DataFrame(stream, body, flags=["END_STREAM"])
         self._socket.sendall(head.serialize() + data.serialize())
-        status = 0
+        headers: dict[str, str] = {}
+        answer = b""
         while True:
             frame = self._read()
             if isinstance(frame, frames.GoAwayFrame):
                 self.going_away = True
                 if frame.last_stream_id < stream:
-                    raise _NotTaken
+                    raise NotTaken
             elif isinstance(frame, frames.RstStreamFrame):
                 raise ConnectionResetError(f"stream reset: {frame.error_code}")
             elif isinstance(frame, frames.SettingsFrame) and "ACK" not in frame.flags:
                 self._socket.sendall(frames.SettingsFrame(0, flags=["ACK"]).serialize())
             elif isinstance(frame, frames.HeadersFrame):
-                headers: dict[Any, Any] = dict(self._decoder.decode(frame.data))
-                status = int(headers[":status"])
+                headers |= {str(name): str(value) for name, value in self._decoder.decode(frame.data)}
             elif isinstance(frame, frames.DataFrame) and frame.data:
+                answer += frame.data
                 size = len(frame.data)
                 windows = [frames.WindowUpdateFrame(each, size) for each in (0, stream)]
                 self._socket.sendall(b"".join(window.serialize() for window in windows))
             if frame.stream_id == stream and "END_STREAM" in frame.flags:
-                return status
+                return int(headers.pop(":status")), headers, answer
 
     def close(self) -> None:
         self._socket.close()

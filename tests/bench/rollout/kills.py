@@ -15,7 +15,7 @@ from rich.console import Console
 
 from deploy.caller import caller
 from deploy.drill.load import Load, Row
-from deploy.node.desired import read_actual, read_desired
+from deploy.node.desired import read_desired, running
 from deploy.processes import marked
 from deploy.programs import environment
 from deploy.rollout import here
@@ -203,11 +203,9 @@ def _desired(ground: Ground) -> dict[int, int]:
 
 
 def _actual(ground: Ground) -> dict[int, int]:
-    actual = read_actual(ground.settings.actual_file)
-    if actual is None or not psutil.pid_exists(actual.pid):
-        return {}
-    versions = (one for endpoint in actual.endpoints if endpoint.model == MODEL for one in endpoint.versions)
-    return {one.version: one.weight for one in versions if one.state == "READY"}
+    node = running(ground.settings.actual_file)
+    found = node.endpoint(MODEL) if node else None
+    return {one.version: one.weight for one in (found.versions if found else ()) if one.state == "READY"}
 
 
 def _back(ground: Ground, load: Load, killed_at: float) -> float:
@@ -257,7 +255,7 @@ def _ended(ground: Ground, command: "subprocess.Popen[bytes]", case: Case) -> En
     else:
         with contextlib.suppress(subprocess.TimeoutExpired):
             command.wait(_GIVE_UP_SECONDS if case.state == "ROLLING_BACK" else _QUIET_SECONDS)
-        if unfinished(ledger.entries()):
+        if unfinished(ledger.newest()):
             _run("rollback", ground)
         command.wait(_GIVE_UP_SECONDS)
     newest = ledger.newest()

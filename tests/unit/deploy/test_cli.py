@@ -49,6 +49,12 @@ def test_wrong_usage_is_exit_code_2() -> None:
     assert shipway("start").returncode == 2
 
 
+def test_delivery_to_a_grafana_that_is_not_configured_is_wrong_usage(state_dir: Path) -> None:
+    result = shipway("deliver", "--to", "grafana", SHIPWAY_STATE_DIR=str(state_dir))
+    assert result.returncode == 2
+    assert "no Grafana is configured; name it in SHIPWAY_GRAFANA_URL" in result.stderr
+
+
 def test_unknown_training_is_refused_with_the_list() -> None:
     result = shipway("train", "trains")
     assert result.returncode == 2

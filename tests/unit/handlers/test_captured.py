@@ -60,6 +60,7 @@ def test_newest_of_a_model_come_first(tmp_path: Path) -> None:
     write(where, request(NOW + 50), model="other")
     assert [each.at - NOW for each in where.newest("flights", 4, NOW + 60)] == [22, 21, 20, 12]
     assert where.newest("none", 4, NOW) == []
+    assert where.newest("flights", 0, NOW + 60) == []
 
 
 def test_worker_that_began_earlier_may_have_what_is_newest(tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
-"""Whether a drill may begin."""
+"""Whether a drill may begin, with what, and what it leaves."""
 
 from pathlib import Path
 
 import pytest
 
+from deploy.drill import drill
 from deploy.drill.drill import champion_members, prepared
-from deploy.errors import DrillRuns, NotServed
+from deploy.errors import DrillRuns, LoadFailed, NotServed
 from deploy.node.desired import serve
+from deploy.rollout.endpoint import Endpoint
 from deploy.settings import Settings
 from model_store.archive import pack
 from model_store.errors import ArchiveRefused
+from model_store.faulty import KINDS
+from model_store.profiling import PROFILE
 from model_store.signing import create_key
+from monitoring.profile import Profile
 
 
 @pytest.fixture
@@ -46,3 +51,48 @@ def test_no_archive_is_executed_that_no_trusted_key_signed(settings: Settings, t
     serve(settings.desired_file, "flights", 1, digest)
     with pytest.raises(ArchiveRefused, match="a key that is not trusted"):
         champion_members(settings, "flights")
+
+
+@pytest.mark.parametrize(
+    ("only", "classes", "kinds"),
+    [
+        ((), ("on time", "late"), list(KINDS)),
+        ((), (), [kind for kind in KINDS if kind != "wrong"]),
+        (("slow", "good", "slow"), (), ["slow", "good"]),
+    ],
+)
+def test_kinds_that_make_sense_are_packed_and_removed_even_if_the_node_keeps_the_endpoint(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    only: tuple[str, ...],
+    classes: tuple[str, ...],
+    kinds: list[str],
+) -> None:
+    def of_kind(_: object, kind: str, *__: object) -> dict[str, bytes]:
+        packed.append(kind)
+        return {"kind": kind.encode()}
+
+    def loads(endpoint: Endpoint, release: object) -> None:
+        assert len(list(settings.archives_dir.glob("flights-drill-*.mar"))) == 1 + len(kinds)
+        raise LoadFailed(f"{endpoint.model} {release}")
+
+    def asked(_: Endpoint) -> None:
+        times.append(0)
+        if len(times) > 1:
+            raise LoadFailed("did not go out of service")
+
+    times: list[int] = []
+    packed: list[str] = []
+    members = {PROFILE: Profile(0, (), classes).to_json()}
+    create_key(settings.signing_key, settings.trust_dir)
+    monkeypatch.setattr(drill, "champion_members", lambda *_: members)
+    monkeypatch.setattr(drill, "members_of_kind", of_kind)
+    monkeypatch.setattr(drill, "_out_of_service", asked)
+    monkeypatch.setattr(Endpoint, "roll_out", loads)
+    with (
+        pytest.raises(LoadFailed, match="did not go out of service"),
+        prepared(settings, "flights", only, 10, lambda *_: None),
+    ):
+        raise AssertionError("nothing was loaded")
+    assert packed == ["good", *kinds]
+    assert list(settings.archives_dir.iterdir()) == []

@@ -1,6 +1,7 @@
 """The two state files: read strictly, replaced whole, and changed by `serve` so that the way back stays warm."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deploy.node.desired import (
     Mirror,
     read_actual,
     read_desired,
+    running,
     serve,
     write_state,
 )
@@ -47,6 +49,16 @@ def test_actual_state_survives_its_file(tmp_path: Path) -> None:
     actual = Actual(pid=7, ready=False, reason="no", endpoints=(ActualEndpoint(model="flights", versions=(version,)),))
     write_state(tmp_path / "actual.json", actual)
     assert read_actual(tmp_path / "actual.json") == actual
+
+
+def test_a_node_that_was_killed_says_nothing_any_more(tmp_path: Path) -> None:
+    path, endpoint = tmp_path / "actual.json", ActualEndpoint(model="flights", versions=())
+    assert running(path) is None
+    for pid, found in ((os.getpid(), True), (2**22 - 1, False)):
+        write_state(path, Actual(pid=pid, ready=True, endpoints=(endpoint,)))
+        assert (running(path) is not None) == found
+    assert Actual(pid=1, ready=True, endpoints=(endpoint,)).endpoint("flights") == endpoint
+    assert Actual(pid=1, ready=True).endpoint("flights") is None
 
 
 VERSION = {"version": 1, "digest": DIGESTS[1], "weight": 100}

@@ -61,6 +61,20 @@ def test_direction_of_an_embedding_decides() -> None:
     assert changed(old, new, Reading(embeds=True)) == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reading"),
+    [
+        (answer(late=[0.1, 0.9]), answer(late=[np.nan, 0.9]), LATE),
+        (answer(p=[[0.9, 0.1], [0.1, 0.9]]), answer(p=[[np.nan, 0.1], [0.1, 0.9]]), LATE),
+        (answer(e=[[1.0, 0.0]] * 2), answer(e=[[np.nan, 0.0], [1.0, 0.0]]), Reading(embeds=True)),
+    ],
+)
+def test_candidate_that_answers_no_number_changes_classes_and_embeddings_too(
+    old: Answer, new: Answer, reading: Reading
+) -> None:
+    assert changed(old, new, reading) == [True, False]
+
+
 def test_second_output_of_a_classifier_is_compared_as_numbers() -> None:
     old, new = answer(late=[0.1, 0.1], minutes=[5.0, 5.0]), answer(late=[0.2, 0.2], minutes=[5.0, 6.0])
     assert changed(old, new, LATE) == [False, True]

@@ -76,7 +76,7 @@ class Bench:
             packaged=lambda version: {1: ONE, 2: TWO, 3: THREE}[version],
             read_policy=lambda: POLICY,
             judging=lambda _: self.judge,
-            breaking=lambda *_: self.breaking,
+            breaking=self.breaks,
             tell=lambda entry, found, _: self.tell(entry, found),
             wish=lambda: self.wishes.pop(0) if self.wishes else "",
         )
@@ -112,6 +112,10 @@ class Bench:
         left = list(self.verdicts.get(step, ["promote"]))
         self.verdicts[step] = left[1:] or left
         return verdict(left[0], step)
+
+    def breaks(self, champion: Release, candidate: Release) -> tuple[str, ...]:
+        self.meanwhile(f"breaks {champion.version} {candidate.version}")
+        return self.breaking
 
     def node(self) -> None:
         """What a node does when it looks at desired.json."""

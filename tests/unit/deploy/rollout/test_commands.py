@@ -1,10 +1,15 @@
 """What can be typed, and how it is refused. The real rollouts are in the integration tests."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from deploy.node.desired import Actual, write_state
+from deploy.settings import Settings
+from tests.unit.deploy.rollout.stories import entry, ledger
 from tests.unit.deploy.test_cli import shipway
 
 
@@ -40,6 +45,15 @@ def test_what_cannot_be_done_is_said_in_one_message(state_dir: Path) -> None:
     code, output = run(state_dir, "rollback", "flights")
     assert code == 1
     assert "(it is not in service). Name one: shipway rollback flights --to VERSION" in output
+
+
+def test_going_back_from_a_first_version_is_said_as_it_is(state_dir: Path) -> None:
+    settings = Settings(state_dir=state_dir)
+    ledger(settings.rollouts_dir, entry("PENDING", 1.0, champion=None))
+    write_state(settings.actual_file, Actual(pid=os.getpid(), ready=True))
+    code, output = run(state_dir, "rollback", "flights")
+    assert code == 0
+    assert re.search(r"^flights: the endpoint is out of service, after [0-9.]+ s$", output, re.MULTILINE)
 
 
 def test_a_mistake_in_the_configuration_stops_a_rollout_but_nobody_from_going_back(state_dir: Path) -> None:

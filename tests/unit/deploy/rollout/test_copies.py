@@ -73,6 +73,17 @@ def test_what_failed_is_copied_later_from_where_it_stopped_and_holds_up_no_other
     assert not waiting(tmp_path, "grafana")
 
 
+def test_ledger_that_cannot_be_read_is_named_and_holds_up_no_other_model(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_text("no database, but long enough to be taken for one" * 100)
+    ledger(tmp_path, entry("PENDING", 1.0))
+    place = Notebook()
+    assert waiting(tmp_path, "mlflow")
+    found = deliver(tmp_path, "mlflow", lambda: place)
+    assert (found.copied, place.got) == (1, [("flights", 1, [1])])
+    (problem,) = found.problems
+    assert problem.startswith(f"broken: the ledger {tmp_path / 'broken.db'} cannot be used")
+
+
 def test_place_that_cannot_be_reached_is_said_in_words_and_asked_for_nothing_when_nothing_waits(tmp_path: Path) -> None:
     def reach() -> Place:
         raise RegistryUnreachable("http://mlflow", "refused")

@@ -19,11 +19,12 @@ from deploy.node.desired import (
     serve,
     write_state,
 )
-from deploy.rollout import driver
-from deploy.rollout.driver import Local
+from deploy.rollout.driver import NODE_BACK_WITHIN_SECONDS, Local
 from deploy.rollout.machine import Traffic
 from tests.unit.deploy.rollout.bench import MODEL, ONE, TWO
 
+GONE = 2**22 - 1
+"""No process has as large an id."""
 SPLIT = Traffic(serving=ONE, beside=TWO, weight=25, mirror=10, guarded=True)
 
 
@@ -99,12 +100,14 @@ def test_what_stays_warm_holds_up_no_promotion(local: Local, tmp_path: Path) -> 
         local.reached(MODEL, Traffic(serving=TWO, beside=ONE))
 
 
-def test_a_node_that_is_gone_gets_time_to_come_back(
-    local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    says(tmp_path, (1, 100, "READY"), pid=2**22 - 1)
+def test_a_node_that_is_gone_gets_time_to_come_back_from_when_it_was_seen_last(tmp_path: Path) -> None:
+    clock = iter([0.0, 1000.0, 1000.0 + NODE_BACK_WITHIN_SECONDS, 1001.0 + NODE_BACK_WITHIN_SECONDS])
+    local = Local(tmp_path / "desired.json", tmp_path / "actual.json", lambda: next(clock))
+    local.ask(MODEL, Traffic(serving=ONE))
+    says(tmp_path, (1, 100, "READY"))
+    local.serving(MODEL)  # a step is judged for so long, and nothing else asked
+    says(tmp_path, (1, 100, "READY"), pid=GONE)
     assert not local.reached(MODEL, Traffic(serving=ONE))
-    monkeypatch.setattr(driver, "NODE_BACK_WITHIN_SECONDS", -1.0)
     with pytest.raises(LoadFailed, match=r"no node runs; start it with: shipway up"):
         local.reached(MODEL, Traffic(serving=ONE))
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_a_version_that_would_break_clients_is_refused_unless_that_is_allowed(be
         bench.endpoint.roll_out(TWO)
     assert (bench.states, bench.weights()) == (["PROMOTED"], {1: 100})
     assert bench.endpoint.roll_out(TWO, allow_breaking=True).state == "PROMOTED"
+
+
+def test_what_would_break_clients_is_asked_while_the_ledger_is_free_and_of_whoever_serves(bench: Bench) -> None:
+    asked: list[str] = []
+
+    def meanwhile(name: str) -> None:
+        if name.startswith("breaks"):
+            asked.append(name)
+        if name == "breaks 1 2":  # somebody puts another version in service
+            path = bench.directory / "desired.json"
+            bench.endpoint.adopt(THREE, lambda: serve(path, MODEL, THREE.version, THREE.digest))
+
+    bench.meanwhile = meanwhile
+    assert bench.endpoint.roll_out(TWO).champion == THREE
+    assert asked == ["breaks 1 2", "breaks 3 2"]
 
 
 def test_a_version_that_does_not_load_is_taken_back_with_the_nodes_reason(bench: Bench) -> None:
@@ -263,6 +279,29 @@ def test_a_version_to_go_back_to_that_does_not_load_costs_no_traffic(bench: Benc
     assert bench.ledger.entries()[-1].state == "PROMOTED"
     bench.broken = {}
     assert bench.endpoint.roll_back().champion == ONE
+
+
+def test_a_resumed_rollback_fails_as_it_would_have(bench: Bench) -> None:
+    def killed(name: str) -> None:
+        if name == "tell ROLLING_BACK":
+            raise Killed(name)
+
+    bench.endpoint.roll_out(TWO)
+    bench.broken, bench.meanwhile = {1: "its archive was altered"}, killed
+    with pytest.raises(Killed):
+        bench.endpoint.roll_back()
+    bench.meanwhile = lambda _: None
+    with pytest.raises(RollbackFailed, match="version 2 keeps its traffic: its archive was altered"):
+        bench.endpoint.resume()
+    assert bench.weights() == {2: 100}
+
+
+def test_a_rollback_is_timed_from_when_it_is_asked_for(bench: Bench) -> None:
+    endpoint = bench.endpoint
+    endpoint.roll_out(TWO)
+    asked = time.monotonic()
+    entry = endpoint.roll_back()
+    assert float(entry.detail["seconds"]) <= time.monotonic() - asked + 0.005  # it is rounded
 
 
 def test_a_rollback_to_another_version_takes_the_rollout_back_first(bench: Bench) -> None:

@@ -1,9 +1,11 @@
 """Evidence out of a real Prometheus: exact counts of two nodes, one restarted, series born within the canary."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from deploy.errors import PrometheusUnreachable
 from deploy.prometheus import Prometheus
 from deploy.rollout.evidence import Evidence, read_evidence
 from deploy.rollout.gate import judge
+from deploy.rollout.judging import Reader, by_prometheus
 from deploy.rollout.policy import Policy
+from deploy.rollout.record import Entry, Release
 from tests.unit.deploy.history import STEP_SECONDS, Array, History, Traffic, real_prometheus
+from tests.unit.deploy.rollout.stories import entry
 
 MINUTES, BEGAN, STEPPED = 40, 20, 30
 """Of the history, and the minutes when the canary and its second step began."""
@@ -151,6 +156,48 @@ def test_every_number_has_its_query_and_the_gate_judges_it(watched: Watched) -> 
     assert (states["slow answers"], states["restarts"], states["predictions"]) == ("failed", "failed", "passed")
     assert states["memory"] == "passed"  # 1 MB/s is what is allowed
     assert all(check.queries for check in verdict.checks if check.name not in ("readiness", "input drift"))
+
+
+class Counting(Prometheus):
+    """How often it was asked."""
+
+    asked = 0
+
+    def _ask(self, what: str, query: str, **parameters: float) -> list[Any]:
+        self.asked += 1
+        return super()._ask(what, query, **parameters)
+
+
+def test_evidence_is_asked_for_again_only_after_a_scrape_or_in_another_step(watched: Watched) -> None:
+    prometheus = Counting(watched.prometheus.url)
+    reader = Reader(prometheus, Path("no archives"))
+    champion, candidate = (Release(version=number, digest="") for number in (CHAMPION, CANDIDATE))
+    stepped = watched.end - STEP_SECONDS * (MINUTES - STEPPED) + 7
+    judging = entry("JUDGING", stepped, champion=champion, candidate=candidate)
+
+    def asked(one: Entry, at: float) -> int:
+        before = prometheus.asked
+        found.append(reader.evidence(one, stepped, at))
+        return prometheus.asked - before
+
+    found: list[Evidence] = []
+    assert asked(judging, watched.end) > 10
+    assert asked(judging, watched.end + 1) == 1
+    assert found[1] is found[0]
+    assert asked(judging, watched.end - STEP_SECONDS) > 10  # which ends with another scrape
+    assert asked(judging.model_copy(update={"number": 2}), watched.end - STEP_SECONDS) > 10
+    assert [one.at for one in found] == [watched.end, watched.end, *[watched.end - STEP_SECONDS] * 2]
+
+
+def test_why_nothing_is_known_is_in_the_verdict(free_ports: Callable[[int], list[int]], tmp_path: Path) -> None:
+    judge = by_prometheus(f"http://127.0.0.1:{free_ports(1)[0]}", Policy(), tmp_path)
+    found = judge(entry("JUDGING", 1000.0, step=0), canary_since=1000.0, at=1001.0, lost_readiness="")
+    (check,) = [check for check in found.checks if check.name == "requests"]
+    assert check.state == "no data"
+    for words in (check.words, found.words):
+        assert re.search(
+            r"no Prometheus answers at http://127.*refused.*shipway up; or name another in SHIPWAY_", words
+        )
 
 
 def test_a_version_that_nobody_scrapes_was_never_seen(watched: Watched) -> None:

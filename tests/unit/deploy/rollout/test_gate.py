@@ -15,6 +15,7 @@ from tests.unit.deploy.rollout.seen import AT, FLAT, NONE, TIMES, counted, evide
 
 POLICY = Policy()
 FIRST, LAST = 0, 3
+SILENT = "no Prometheus answers"
 CHAMPION = version(1, counted(3000, failed=15))
 
 
@@ -125,7 +126,7 @@ def test_a_leak_is_found_90_seconds_after_the_canary_began() -> None:
 
 
 def test_lost_readiness_takes_back_even_when_prometheus_is_silent() -> None:
-    found = judge(POLICY, FIRST, None, step_since=AT, at=AT, lost_readiness="the worker ended")
+    found = judge(POLICY, FIRST, SILENT, step_since=AT, at=AT, lost_readiness="the worker ended")
     assert (found.outcome, found.words) == ("roll back", "the candidate is not ready: the worker ended")
 
 
@@ -258,11 +259,12 @@ def test_copies_stand_for_requests_in_a_step_that_only_mirrors() -> None:
 @pytest.mark.parametrize("seconds", [0, 100, 1799])
 def test_without_an_answer_of_prometheus_it_waits_and_then_holds(seconds: float) -> None:
     def judged(seconds: float) -> Verdict:
-        return judge(POLICY, LAST, None, step_since=AT - seconds, at=AT, lost_readiness="")
+        return judge(POLICY, LAST, SILENT, step_since=AT - seconds, at=AT, lost_readiness="")
 
     assert judged(seconds).outcome == "wait"
     assert judged(1800).outcome == "hold"
-    assert "Prometheus did not answer" in judged(1800).words
+    assert f"nothing is known of the candidate: {SILENT}" in judged(1800).words
+    assert check(judged(1800), "requests").state == "no data"
 
 
 def test_what_was_not_scraped_lately_is_no_data() -> None:
@@ -294,8 +296,8 @@ def test_more_errors_never_make_the_verdict_better(
 @given(requests, st.sampled_from([0, 1, 2, 3]), st.floats(0, 1e6))
 def test_no_data_never_promotes(theirs: tuple[int, int, int], step: int, seconds: float) -> None:
     champion = version(1, counted(theirs[0], failed=theirs[1], refused=theirs[2]))
-    blind: list[Evidence | None] = [
-        None,
+    blind: list[Evidence | str] = [
+        SILENT,
         evidence(champion, version(2, NONE)),
         evidence(champion, replace(candidate(), seen=AT - 3600)),
     ]
