@@ -11,14 +11,17 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from deploy.errors import HelmFailed, HelmMissing, ReleaseMissing
+from deploy.kubernetes.cluster import PATIENCE_SECONDS
 from deploy.processes import dies_with_us
 
 HISTORY_MAX = 20
@@ -28,6 +31,9 @@ OLDEST = (3, 14)
 _READ_WITHIN_SECONDS = 60.0
 _ENDS_WITHIN_SECONDS = 15.0
 """Told to end, helm writes that the revision has failed."""
+_PAUSE_SECONDS = 1.0
+UNREACHABLE = "unreachable"
+"""In helm's words where no API server answers."""
 _OF_OTHER_CLUSTERS = ("HELM_KUBE", "HELM_NAMESPACE", "HELM_DEBUG")
 """Beginnings of variables by which helm would look elsewhere than we do, or talk where its answer is read."""
 
@@ -76,18 +82,8 @@ class Work:
     def done(self) -> bool:
         return self._process.poll() is not None
 
-    def failure(self) -> str:
-        """What helm said last, of one that has ended; empty where it has done it."""
-        if self._process.returncode == 0:
-            return ""
-        self._output.seek(0)
-        lines = [line for line in self._output.read().decode(errors="replace").splitlines() if line.strip()]
-        said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
-        by_signal = f" (ended by signal {-self._process.returncode})" if self._process.returncode < 0 else ""
-        return said + by_signal
-
-    def end(self) -> None:
-        """Tell it to end, and wait until it has."""
+    def end(self) -> str:
+        """Tell it to end if it has not, and wait until it has: what it said last, or nothing where it has done it."""
         if not self.done():
             self._process.terminate()
             try:
@@ -95,7 +91,14 @@ class Work:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._output.close()
+        with self._output:
+            self._output.seek(0)
+            lines = [line for line in self._output.read().decode(errors="replace").splitlines() if line.strip()]
+        code = self._process.returncode
+        if code == 0:
+            return ""
+        said = f"helm: {lines[-1].removeprefix('Error: ')}" if lines else "helm said nothing"
+        return f"{said} (ended by signal {-code})" if code < 0 else said
 
 
 class Helm:
@@ -131,6 +134,11 @@ class Helm:
             raise
         return sorted(map(Revision.model_validate, json.loads(said)), key=lambda one: one.revision)
 
+    def chart(self, path: Path) -> str:
+        """Name and version of a chart, as the history of a release says them."""
+        found = yaml.safe_load(self._said("show", "chart", str(path)))
+        return f"{found['name']}-{found['version']}"
+
     def values(self, revision: int) -> dict[str, Any]:
         """All values of a revision, the chart's defaults among them."""
         number = str(revision)
@@ -162,7 +170,14 @@ class Helm:
         return Work([str(self._program), *command, *self._where], _environment(), told)
 
     def _said(self, *command: str) -> str:
-        return _read([str(self._program), *command, *self._where])
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return _read([str(self._program), *command, *self._where])
+            except HelmFailed as error:
+                if UNREACHABLE not in error.words or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
 
 
 def _read(command: Sequence[str]) -> str:

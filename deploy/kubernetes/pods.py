@@ -45,14 +45,14 @@ def was_ready(pod: Pod) -> bool:
     return any(one.get("started") for one in pod.get("status", {}).get("containerStatuses") or ())
 
 
-def container_to_ask(pod: Pod) -> tuple[str, bool]:
-    """The container whose last words say most, and whether those of its run before."""
+def container_to_ask(pod: Pod) -> tuple[str, bool] | None:
+    """A container that has ended without saying why, and whether it was its run before; its log may say it."""
     for one in _containers(pod):
-        ended = one.get("state", {}).get("terminated", {}).get("exitCode", 0) != 0
-        before = one.get("lastState", {}).get("terminated", {}).get("exitCode", 0) != 0
-        if ended or before:
-            return str(one["name"]), before and not ended
-    return "node", False
+        for key in ("state", "lastState"):
+            ended = one.get(key, {}).get("terminated")
+            if ended and ended.get("exitCode", 0) != 0:
+                return None if ended.get("message") else (str(one["name"]), key == "lastState")
+    return None
 
 
 def _causes(pod: Pod) -> Iterator[str]:

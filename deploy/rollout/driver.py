@@ -20,7 +20,7 @@ from deploy.node.desired import (
     running,
 )
 from deploy.rollout.machine import Traffic
-from deploy.rollout.record import Record, Release
+from deploy.rollout.record import Record, Release, Step
 
 NODE_BACK_WITHIN_SECONDS = 30.0
 """A node that was killed is started again by who supervises it."""
@@ -38,6 +38,13 @@ class Serving(Record):
 
 
 class Driver(Protocol):
+    @property
+    def patience_seconds(self) -> float:
+        """In which traffic that was asked for is in force, or never will be."""
+
+    def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Those steps that can be carried out; raises ReleaseError if no rollout can be."""
+
     def serving(self, model: str) -> Serving: ...
 
     def ask(self, model: str, traffic: Traffic) -> None:
@@ -46,9 +53,15 @@ class Driver(Protocol):
     def reached(self, model: str, traffic: Traffic) -> bool:
         """Whether this traffic is in force. Raises LoadFailed, with the reason, if it will never be."""
 
+    def leave(self) -> None:
+        """Stop working on what was asked, because somebody else works on something else now."""
+
 
 class Local:
     """The node of this machine."""
+
+    patience_seconds = 180.0
+    """More than the node gives a version to load and to reproduce its golden set."""
 
     def __init__(self, desired_file: Path, actual_file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._desired_file = desired_file
@@ -56,6 +69,12 @@ class Local:
         self._clock = clock
         self._seen = clock()
         """When a node ran last."""
+
+    def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return steps
+
+    def leave(self) -> None:
+        """It is the node that works, and it reads what is asked last."""
 
     def serving(self, model: str) -> Serving:
         endpoint = read_desired(self._desired_file).endpoint(model)

@@ -7,12 +7,13 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 SERVES = json.loads(os.environ["SHIPWAY_SERVES"])
 NEVER_READY, NOT_FETCHED = 4, 5
 
 
-def routed():
+def routed() -> Any:
     """The canary that is in force: the release's, with the rollout's weights where both mean the same."""
     directory = Path(os.environ.get("SHIPWAY_ROUTING_DIR", "/none"))
     try:
@@ -27,7 +28,7 @@ def routed():
     return {**canary, "weight": of_rollout["weight"], "mirror": of_rollout["mirror"]} if same else canary
 
 
-def actual():
+def actual() -> str:
     canary, version = routed(), {"version": SERVES["version"], "digest": SERVES["digest"], "state": "READY"}
     weight = canary["weight"] if canary else 0
     versions = [{**version, "weight": 100 - weight}]
@@ -39,7 +40,7 @@ def actual():
 
 
 class Answers(BaseHTTPRequestHandler):
-    def do_GET(self):
+    def do_GET(self) -> None:
         never = SERVES["version"] == NEVER_READY and self.path == "/readyz"
         texts = {"/livez": "live\n", "/readyz": "ready\n", "/actual": actual()}
         text = "version 4 does not reproduce its golden set\n" if never else texts.get(self.path)
@@ -47,8 +48,8 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write((text or "").encode())
 
-    def log_message(self, *_):
-        pass
+    def log_message(self, *_: object) -> None:
+        """Say nothing: probes come every second."""
 
 
 if sys.argv[1:] == ["fetch"]:
