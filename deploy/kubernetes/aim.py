@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deploy.kubernetes.helm import Revision
+from deploy.rollout import machine
 from deploy.rollout.machine import Traffic
-from deploy.rollout.record import Record, Release
+from deploy.rollout.record import ENDED, Entry, Record, Release
 
 Values = Mapping[str, Any]
 
@@ -15,6 +16,10 @@ class Aim(Record):
 
     stable: Release
     canary: Release | None = None
+
+    def __str__(self) -> str:
+        beside = f", and version {self.canary.version} as its canary" if self.canary else ""
+        return f"version {self.stable.version}{beside}"
 
 
 class Upgrade(Record):
@@ -35,6 +40,15 @@ def aim_of(traffic: Traffic) -> Aim | None:
     if traffic.serving is None:
         return None
     return Aim(stable=traffic.serving, canary=traffic.beside if traffic.guarded else None)
+
+
+def told_by(entry: Entry) -> Aim | None:
+    """What a release should be by an entry of the ledger that says where a rollout stands."""
+    if entry.state in ENDED:
+        serving = machine.serves(entry)
+        return Aim(stable=serving) if serving else None
+    beside = entry.state not in ("PROMOTING", "ROLLING_BACK")
+    return aim_of(machine.traffic(entry.model_copy(update={"state": "PENDING"}) if beside else entry, ()))
 
 
 def forward(traffic: Traffic) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from deploy.errors import HelmFailed, LoadFailed, ReleasePending, ReleaseServesOther, ReleaseUnsuited
+from deploy.errors import LoadFailed, ReleasePending, ReleaseServesOther, ReleaseUnsuited
 from deploy.kubernetes import pods
 from deploy.kubernetes.aim import Aim, Rollback, Upgrade, Values, aim_of, forward, good_revision, next_deed
 from deploy.kubernetes.causes import Causes
@@ -108,7 +108,7 @@ class HelmDriver:
         if not task.done:
             task.done = self._brought_about(task, tracks)
             return False
-        if (tracks.stable.release, tracks.canary and tracks.canary.release) != (task.aim.stable, task.aim.canary):
+        if tracks.aim != task.aim:
             raise LoadFailed(f"somebody else has changed the release {self._helm.release} meanwhile")
         canary = tracks.canary
         if canary is not None and len(canary.ready_pods) < canary.replicas:
@@ -229,9 +229,5 @@ class HelmDriver:
 
 
 def _runs(tracks: Tracks, aim: Aim) -> bool:
-    canary = tracks.canary
-    if tracks.stable.release != aim.stable or not tracks.stable.settled:
-        return False
-    if aim.canary is None or canary is None:
-        return aim.canary is canary is None
-    return canary.release == aim.canary and canary.settled
+    settled = all(track.settled for track in (tracks.stable, tracks.canary) if track)
+    return settled and tracks.aim == aim

@@ -33,7 +33,7 @@ class Routing:
         if self._ask(tracks, traffic):
             self._touch(tracks.stable)
         ready = tracks.stable.ready_pods
-        if ready and all(_obeys(self._says(one, tracks.stable.model), traffic) for one in ready):
+        if ready and all(_obeys(_says(self._cluster, one, tracks.stable.model), traffic) for one in ready):
             return True
         if time.monotonic() - self._touched > TOUCHED_AGAIN_SECONDS:
             self._touch(tracks.stable)
@@ -72,13 +72,14 @@ class Routing:
             if not pods.ending(pod):
                 self._cluster.annotate_pod(pods.name(pod), {ROUTED: f"{time.time():.3f}"})
 
-    def _says(self, pod: pods.Pod, model: str) -> ActualEndpoint | None:
-        """What a pod says that is in force."""
-        try:
-            actual = Actual.model_validate_json(self._cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/actual"))
-        except ValidationError:
-            return None
-        return actual.endpoint(model)
+
+def _says(cluster: Cluster, pod: pods.Pod, model: str) -> ActualEndpoint | None:
+    """What a pod says that is in force."""
+    try:
+        actual = Actual.model_validate_json(cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/actual"))
+    except ValidationError:
+        return None
+    return actual.endpoint(model)
 
 
 def _obeys(found: ActualEndpoint | None, traffic: Traffic) -> bool:
@@ -94,3 +95,11 @@ def _obeys(found: ActualEndpoint | None, traffic: Traffic) -> bool:
 
 def _name(tracks: Tracks) -> str:
     return f"{tracks.fullname}-rollout"
+
+
+def shares(cluster: Cluster, stable: Track) -> dict[int, int]:
+    """Weights by version as a ready stable pod says that they are in force; empty where none says it."""
+    for pod in stable.ready_pods:
+        if found := _says(cluster, pod, stable.model):
+            return {one.version: one.weight for one in found.versions}
+    return {}

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from deploy.errors import ReleaseMissing
 from deploy.kubernetes import pods
+from deploy.kubernetes.aim import Aim
 from deploy.kubernetes.cluster import Cluster, Json
 from deploy.rollout.record import Release
 
@@ -72,6 +73,11 @@ class Tracks:
     @property
     def fullname(self) -> str:
         return self.stable.fullname
+
+    @property
+    def aim(self) -> Aim:
+        """What the two run, or are to run."""
+        return Aim(stable=self.stable.release, canary=self.canary.release if self.canary else None)
 
 
 def read_tracks(cluster: Cluster, release: str) -> Tracks:

@@ -42,6 +42,11 @@ def models(directory: Path) -> list[str]:
     return sorted(path.stem for path in directory.glob("*.db"))
 
 
+def ledgers_in(directory: Path) -> "list[Ledger]":
+    """Those of this machine."""
+    return [Ledger(directory, model) for model in models(directory)]
+
+
 class AnyWriter(Protocol):
     """Appends while the lock is held."""
 

@@ -83,7 +83,7 @@ def runs(client: mlflow.MlflowClient) -> dict[str, Run]:
 
 
 def copy(settings: Settings, directory: Path) -> None:
-    found = deliver(directory, "mlflow", lambda: MLflowCopies(RolloutRuns(settings.mlflow_uri)))
+    found = deliver(ledgers_in(directory), directory, "mlflow", lambda: MLflowCopies(RolloutRuns(settings.mlflow_uri)))
     assert found.problems == ()
 
 

@@ -95,7 +95,12 @@ def test_steps_that_cannot_be_carried_out_are_skipped(bench: Bench) -> None:
 
 def test_a_candidate_that_somebody_took_out_of_service_is_not_ready(bench: Bench) -> None:
     path = bench.directory / "desired.json"
-    bench.meanwhile = lambda name: serve(path, MODEL, 1, ONE.digest) if name == "tell JUDGING" else None
+
+    def by_hand(name: str) -> None:
+        if name == "tell JUDGING":
+            serve(path, MODEL, 1, ONE.digest)
+
+    bench.meanwhile = by_hand
     bench.verdicts = {0: ["roll back"]}
     assert bench.endpoint.roll_out(TWO).state == "ROLLED_BACK"
     assert bench.heard == ["version 2 is not in service any more: somebody else has taken it out"]
