@@ -19,8 +19,8 @@ from rich.console import Console
 from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
 from deploy.planning.commands import plan
-from deploy.rollout.commands import history, rollback, rollout
 from deploy.rollout import places
+from deploy.rollout.commands import history, rollback, rollout
 from deploy.rollout.copies import PLACE_NAMES
 from deploy.rollout.places import release_options
 from deploy.scopes import SCOPES, Scope
@@ -32,9 +32,9 @@ from model_store.worker_plan import WorkerPlan
 from monitoring.errors import MonitoringError
 
 if TYPE_CHECKING:
-    from deploy import stack
     from deploy.drift import Question
     from deploy.kubernetes.status import ReleaseStatus
+    from deploy.stack import Status
 
 OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
 
@@ -109,7 +109,7 @@ def down(settings: Settings) -> None:
 @pass_settings
 def status(settings: Settings, *, adopt: bool, as_json: bool) -> None:
     """Say which programs run, where they answer, and which models are loaded; or how a Helm release is."""
-    found: stack.Status | ReleaseStatus
+    found: Status | ReleaseStatus
     if settings.helm_release is not None:
         from deploy.kubernetes.status import read_status
 

@@ -30,24 +30,26 @@ def adopt(ledger: AnyLedger, release: str, found: Aim) -> Entry | None:
             return writer.append(moved(on, Move(state="ROLLED_BACK", words=words)))
         if on:
             return writer.append(moved(on, Move(state="PROMOTED", words=words)))
-        before = machine.serves(newest) if newest else None
+        traffic = (machine.serves(newest) if newest else None, found.stable)
         if found.stable in machine.good(writer.entries()):  # somebody has gone back, and not to a new version
-            return _first(writer, "rollback", found.stable, before, Move(state="ROLLED_BACK", words=words))
-        return _first(writer, "adopted", before, found.stable, Move(state="PROMOTED", words=words))
+            return _first(writer, ledger.model, "rollback", traffic, Move(state="ROLLED_BACK", words=words))
+        return _first(writer, ledger.model, "adopted", traffic, Move(state="PROMOTED", words=words))
 
 
-def _first(writer: AnyWriter, kind: Kind, champion: Release | None, candidate: Release | None, move: Move) -> Entry:
+def _first(writer: AnyWriter, model: str, kind: Kind, traffic: tuple[Release | None, Release], move: Move) -> Entry:
+    """An entry of its own: `traffic` moves from the one version to the other."""
+    before, now = traffic
+    champion, candidate = (now, before) if kind == "rollback" else (before, now)
     number = writer.next_number()
     entry = Entry(
         number=number,
         at=time.time(),
         who=whoami(),
-        model="",
-        rollout="",
+        model=model,
+        rollout=f"{model}-r{number}",
         kind=kind,
         champion=champion,
         candidate=candidate,
         **move.model_dump(),
     )
-    written = writer.append(entry)
-    return written
+    return writer.append(entry)

@@ -117,6 +117,6 @@ def _problems(found: Place, revision: Revision, newest: Entry | None) -> Iterato
     said = told_by(newest) if newest else None
     if said is not None and said != found.tracks.aim:
         yield (
-            f"the release runs {found.tracks.aim}, and the ledger says {said}; if that was meant, let the ledger follow: "
-            "shipway status --adopt"
+            f"the release runs {found.tracks.aim}, and the ledger says {said}; if that was meant, let the ledger "
+            "follow: shipway status --adopt"
         )

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import click
 from rich.console import Console
 
-from deploy.rollout.record import Entry, read_percent
 from deploy.rollout import places
 from deploy.rollout.ledger import AnyLedger
 from deploy.rollout.places import release_options
+from deploy.rollout.record import Entry, read_percent
 from deploy.settings import Settings
 
 HELD, ROLLED_BACK = 3, 4

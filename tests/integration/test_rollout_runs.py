@@ -16,6 +16,7 @@ from mlflow.entities import Run
 
 from deploy.programs import environment, programs
 from deploy.rollout.copies import MLflowCopies, deliver
+from deploy.rollout.ledger import ledgers_in
 from deploy.rollout.record import Entry, Release
 from deploy.settings import Settings
 from model_store.mlflow_environment import ENVIRONMENT

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.rollout.copies import Delivered, GrafanaCopies, MLflowCopies, Place, deliver, places, waiting
+from deploy.rollout.ledger import ledgers_in
 from deploy.rollout.record import Entry, Release
 from deploy.settings import Settings
 from model_store.errors import RegistryUnreachable
