@@ -25,7 +25,8 @@ class Causes:
         cause = pods.cause(pod)
         if not cause:
             said = self._cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/readyz")
-            return said.strip().partition("\n")[0]
+            first = said.strip().partition("\n")[0]
+            return "" if first == "ready" else first
         asked = pods.container_to_ask(pod)
         said = self._cluster.last_line(pods.name(pod), asked[0], previous=asked[1]) if asked else ""
         return f"{cause}; it said last: {said}" if said else cause

@@ -48,8 +48,6 @@ class Task:
     next_look: float = 0.0
     work: Work | None = None
     deed: Upgrade | Rollback | None = None
-    after: int = 0
-    """The newest revision when helm was started: what is newer is ours."""
     failures: int = 0
     wait_until: float = 0.0
     done: bool = False
@@ -65,6 +63,8 @@ class HelmDriver:
         self._routing = Routing(cluster)
         self._causes = Causes(cluster)
         self._task: Task | None = None
+        self._own = 0
+        """The revision that our own helm made last, or that we were allowed to take over."""
         # A revision's values never change.
         self._values: Callable[[int], Values] = cache(helm.values)
 
@@ -153,7 +153,7 @@ class HelmDriver:
         if latest.pending and good_revision(history, self._values) is None:
             remedy = f"take it away with: helm uninstall {self._helm.release}; and install it again"
             raise ReleaseUnsuited(self._helm.release, "was never installed to the end", remedy)
-        task.after, seconds = latest.revision, self._timeout_seconds(tracks)
+        self._own, seconds = latest.revision + 1, self._timeout_seconds(tracks)
         if isinstance(task.deed, Rollback):
             task.work = self._helm.rollback(task.deed.revision, seconds)
         else:
@@ -171,7 +171,9 @@ class HelmDriver:
             return  # the next look finds what there is
         task.failures += 1
         task.wait_until = time.monotonic() + PODS_BACK_WITHIN_SECONDS
-        reason = reason or self._why(tracks) or failure
+        if not reason:
+            cause = self._cause(tracks)
+            reason = f"{cause} ({failure})" if cause else failure
         if isinstance(task.deed, Upgrade) or task.failures >= ATTEMPTS:
             raise LoadFailed(reason)
 
@@ -186,7 +188,7 @@ class HelmDriver:
                 return self._causes.of(track) or f"no pod got ready within {track.progress_seconds} s"
         return ""
 
-    def _why(self, tracks: Tracks) -> str:
+    def _cause(self, tracks: Tracks) -> str:
         found = (self._causes.of(track) for track in (tracks.canary, tracks.stable) if track)
         return next((cause for cause in found if cause), "")
 
@@ -196,7 +198,7 @@ class HelmDriver:
 
     def _ours_to_clear(self, task: Task, latest: Revision) -> bool:
         """Whether a pending revision may be taken over now. Raises ReleasePending where it may not."""
-        if task.after and latest.revision > task.after:
+        if latest.revision == self._own:
             return True  # our own helm was killed
         if time.monotonic() - task.began < OTHERS_END_WITHIN_SECONDS:
             return False
@@ -204,7 +206,7 @@ class HelmDriver:
         words = f"The release {self._helm.release} is {latest.status} since {since}, revision {latest.revision}: "
         if not self._take_over(words + "another helm is at work on it, or was killed."):
             raise ReleasePending(self._helm.release, latest.status, self._tracks().stable.model)
-        task.after = latest.revision - 1
+        self._own = latest.revision
         return True
 
     def _refuse_other_chart(self, latest: Revision) -> None:
