@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         default="127.0.0.1",
         description="The IP address of the metrics port: plain HTTP to whoever reaches it, with names and numbers.",
     )
-    metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz and /metrics.")
+    metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz, /actual and /metrics.")
     mlflow_port: Port = Field(default=5000, description="The port of the MLflow server that `shipway up` starts.")
     prometheus_port: Port = Field(default=9090, description="The port of the Prometheus that `shipway up` starts.")
     alertmanager_port: Port = Field(default=9093, description="The port of the Alertmanager that `shipway up` starts.")
