@@ -13,7 +13,7 @@ DRIFT_STUDY ?=
 ROLLOUT_BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo models test check load bench drift-bench drift-study rollout-bench clean generate lock programs
+.PHONY: help demo models test test-chart check load bench drift-bench drift-study rollout-bench clean generate lock programs
 .PHONY: postgresql
 
 help: ## Show this list
@@ -27,6 +27,9 @@ models: $(INSTALLED) programs ## The same for one model of every kind: table, im
 
 test: $(INSTALLED) programs postgresql ## Run the whole test suite
 	$(BIN)/pytest
+
+test-chart: $(INSTALLED) programs ## Test the Helm chart without a cluster, with Helm 3 and 4
+	$(BIN)/pytest tests/chart
 
 check: $(INSTALLED) ## Formatting, lint and strict types
 	$(BIN)/ruff format --check
@@ -53,8 +56,10 @@ clean: ## Stop the stack; remove the state directory .shipway and the caches of 
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
 	rm -rf .shipway .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-generate: $(INSTALLED) ## Make generated files anew: the README's tables and the descriptor of the gRPC messages
+generate: $(INSTALLED) ## Make generated files anew: tables of the READMEs, rules and dashboards of the chart, gRPC messages
 	$(BIN)/python -m deploy.reference README.md
+	$(BIN)/python -m deploy.chart helm/shipway
+	$(BIN)/python -m tests.chart.snapshots
 	$(BIN)/python -m grpc_tools.protoc --proto_path=handlers/protocol --include_imports \
 		--descriptor_set_out=handlers/protocol/messages.binpb open_inference.proto health.proto
 

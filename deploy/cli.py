@@ -18,6 +18,7 @@ from rich.console import Console
 
 from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
+from deploy.golden_command import golden
 from deploy.planning.commands import plan
 from deploy.rollout import places
 from deploy.rollout.commands import history, rollback, rollout
@@ -429,6 +430,7 @@ def report(settings: Settings, name: str, version: int | None, since: int, *, ou
 
 
 cli.add_command(plan)
+cli.add_command(golden)
 
 
 def _question(settings: Settings, name: str, version: int | None, since: int) -> "Question":
