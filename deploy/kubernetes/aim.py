@@ -1,5 +1,6 @@
 """What a release should be, what its revisions were, and what helm has to do between the two. Pure."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,9 @@ class Aim(Record):
 
 
 class Upgrade(Record):
-    """Change these values."""
+    """Change the values of this revision."""
 
-    values: dict[str, Any]
-    description: str
+    before: int
 
 
 class Rollback(Record):
@@ -79,45 +79,53 @@ def next_deed(
 ) -> Upgrade | Rollback | None:
     """What helm has to do; None where the release is what it should be, as far as helm knows.
 
-    The newest revision may be pending only where that may be taken over: a rollback alone can.
+    An upgrade has no values yet. The newest revision may be pending only where that may be taken over, which a
+    rollback alone can.
     """
-    latest = history[-1]
+    latest, good = history[-1], good_revision(history, values)
     if latest.status == "deployed" and found_in(values(latest.revision)) == aim:
         return None
-    if aim.canary is None and not forwards and (found := good_revision(history, values, aim)):
-        return Rollback(revision=found.revision)
-    if latest.pending:
-        found = good_revision(history, values)
-        return Rollback(revision=found.revision) if found else None
-    found = good_revision(history, values)
-    return _upgrade(model, aim, values(found.revision if found else latest.revision))
+    was = None if forwards or aim.canary else good_revision(history, values, aim)
+    back = was or (good if latest.pending else None)
+    if back is not None:
+        return Rollback(revision=back.revision)
+    return Upgrade(before=(good or latest).revision)
 
 
-def _upgrade(model: str, aim: Aim, before: Values) -> Upgrade:
-    """Canary on at weight 0; or off, with the canary's values in stable's place where it is what stable becomes."""
-    off: dict[str, Any] = {"enabled": False, "weight": 0, "mirror": 0}
+def changed(before: Values, aim: Aim) -> dict[str, Any]:
+    """A release's own values with `aim` in them: canary on at weight 0, or off.
+
+    Where stable becomes what the canary was, it takes what the canary had of its own.
+    """
+    values = copy.deepcopy(dict(before))
+    stable, canary = values.setdefault("model", {}), values.setdefault("canary", {})
     if aim.canary is not None:
-        on = {"enabled": True, "model": _as_values(aim.canary), "weight": 0, "mirror": 0}
-        words = f"{model} {_words(aim.stable)}; canary {_words(aim.canary)}"
-        return Upgrade(values={"model": _as_values(aim.stable), "canary": on}, description=words)
-    values: dict[str, Any] = {"model": _as_values(aim.stable), "canary": off}
-    found = found_in(before)
-    if found is not None and found.canary == aim.stable:
-        values = _moved(values, before["canary"])
-    return Upgrade(values=values, description=f"{model} {_words(aim.stable)}")
-
-
-def _moved(values: dict[str, Any], canary: Values) -> dict[str, Any]:
-    """What the canary had of its own beside its version goes with it, and is not there for the next one."""
-    own = canary["model"].get("handlerConfig")
-    if own:
-        values["model"]["handlerConfig"] = own
-        values["canary"]["model"] = {"handlerConfig": dict.fromkeys(own)}
-    image = canary.get("image")
-    if image:
-        values["image"] = image
-        values["canary"]["image"] = dict.fromkeys(image) if isinstance(image, dict) else ""
+        stable.update(_as_values(aim.stable))
+        canary.setdefault("model", {}).update(_as_values(aim.canary))
+        canary.update(enabled=True, weight=0, mirror=0)
+        return values
+    own = canary.pop("model", {})
+    image = canary.pop("image", {})
+    if canary.get("enabled") and own.get("sha256") == aim.stable.digest:
+        if own.get("handlerConfig"):
+            stable["handlerConfig"] = own["handlerConfig"]
+        if image:
+            values["image"] = _image(values.get("image") or {}, image)
+    stable.update(_as_values(aim.stable))
+    canary.update(enabled=False, weight=0, mirror=0)
     return values
+
+
+def description(model: str, aim: Aim) -> str:
+    """Of the revision in helm's history."""
+    canary = f"; canary {_words(aim.canary)}" if aim.canary else ""
+    return f"{model} {_words(aim.stable)}{canary}"
+
+
+def _image(stable: Values, canary: Values) -> dict[str, Any]:
+    """As the chart reads a canary's image: a tag of its own is not for the other's digest."""
+    kept = {key: value for key, value in stable.items() if not (key == "digest" and "tag" in canary)}
+    return {**kept, **canary}
 
 
 def _release(model: Values) -> Release:

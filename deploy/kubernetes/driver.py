@@ -12,7 +12,18 @@ from pathlib import Path
 
 from deploy.errors import LoadFailed, ReleasePending, ReleaseServesOther, ReleaseUnsuited
 from deploy.kubernetes import pods
-from deploy.kubernetes.aim import Aim, Rollback, Upgrade, Values, aim_of, forward, good_revision, next_deed
+from deploy.kubernetes.aim import (
+    Aim,
+    Rollback,
+    Upgrade,
+    Values,
+    aim_of,
+    changed,
+    description,
+    forward,
+    good_revision,
+    next_deed,
+)
 from deploy.kubernetes.causes import Causes
 from deploy.kubernetes.cluster import Cluster
 from deploy.kubernetes.helm import UNREACHABLE, Helm, Revision, Work
@@ -157,7 +168,9 @@ class HelmDriver:
         if isinstance(task.deed, Rollback):
             task.work = self._helm.rollback(task.deed.revision, seconds)
         else:
-            task.work = self._helm.upgrade(self._chart, task.deed.values, task.deed.description, seconds)
+            values = changed(self._helm.own_values(task.deed.before), task.aim)
+            words = description(tracks.stable.model, task.aim)
+            task.work = self._helm.upgrade(self._chart, values, words, seconds)
         return False
 
     def _watch(self, task: Task, work: Work, tracks: Tracks) -> None:
@@ -225,9 +238,7 @@ class HelmDriver:
 
     @staticmethod
     def _timeout_seconds(tracks: Tracks) -> float:
-        """Pods may be replaced one after the other, and each has the time that Kubernetes waits for progress."""
-        found = [track for track in (tracks.stable, tracks.canary) if track]
-        return max(max(1, track.replicas) * track.progress_seconds for track in found) + 60.0
+        return float(tracks.stable.timeout_seconds)
 
 
 def _runs(tracks: Tracks, aim: Aim) -> bool:

@@ -27,7 +27,7 @@ from deploy.processes import dies_with_us
 HISTORY_MAX = 20
 """Revisions that are kept: a rollout is two, and helm's own 10 would soon forget what to go back to."""
 OLDEST = (3, 14)
-"""The first with --reset-then-reuse-values."""
+"""The first with --reset-then-reuse-values, which the commands that are printed have."""
 _READ_WITHIN_SECONDS = 60.0
 _ENDS_WITHIN_SECONDS = 15.0
 """Told to end, helm writes that the revision has failed."""
@@ -141,13 +141,20 @@ class Helm:
 
     def values(self, revision: int) -> dict[str, Any]:
         """All values of a revision, the chart's defaults among them."""
+        return self._values(revision, "--all")
+
+    def own_values(self, revision: int) -> dict[str, Any]:
+        """Those values of a revision that are not the chart's defaults."""
+        return self._values(revision)
+
+    def _values(self, revision: int, *options: str) -> dict[str, Any]:
         number = str(revision)
-        said = self._said("get", "values", self.release, "--revision", number, "--all", "--output", "json")
-        return dict(json.loads(said))
+        said = self._said("get", "values", self.release, "--revision", number, *options, "--output", "json")
+        return dict(json.loads(said) or {})
 
     def upgrade(self, chart: Path, values: Mapping[str, Any], description: str, timeout_seconds: float) -> Work:
-        """Change these values and leave the others as they are, then wait until pods are ready."""
-        command = ["upgrade", self.release, str(chart), "--reset-then-reuse-values", "--values", "-"]
+        """To these values over the chart's defaults; then wait until pods are ready."""
+        command = ["upgrade", self.release, str(chart), "--reset-values", "--values", "-"]
         command += ["--description", description, *self._waiting(timeout_seconds)]
         return self._work(command, json.dumps(values))
 

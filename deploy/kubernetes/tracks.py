@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from deploy.errors import ReleaseMissing
 from deploy.kubernetes import pods
@@ -10,7 +10,7 @@ from deploy.kubernetes.aim import Aim
 from deploy.kubernetes.cluster import Cluster, Json
 from deploy.rollout.record import Release
 
-Name = Literal["stable", "canary"]
+TIMEOUT = "shipway.dev/timeout-seconds"
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Track:
     """When Kubernetes gave up waiting for progress; empty if it has not."""
     progress_seconds: int
     """How long Kubernetes waits for progress."""
+    timeout_seconds: int
+    """How long helm must wait for all of it, which the chart knows; only of the stable track."""
     pods: tuple[Json, ...]
     """Of whatever version; those that are ending among them."""
 
@@ -51,6 +53,7 @@ class Track:
             replicas=replicas,
             settled=observed and counts == {replicas},
             too_slow_since=slow[0] if slow else "",
+            timeout_seconds=int(pods.annotation(deployment, TIMEOUT) or 600),
             progress_seconds=int(spec.get("progressDeadlineSeconds", 600)),
             pods=tuple(found),
         )

