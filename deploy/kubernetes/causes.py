@@ -15,9 +15,13 @@ class Causes:
         return next(filter(None, (self.of_pod(one) for one in track.own_pods)), "")
 
     def of_lost(self, track: Track) -> str:
-        """Likewise, but only of pods that fail or were ready once: others are on their way, as they should be."""
-        lost = (one for one in track.own_pods if pods.cause(one) or pods.was_ready(one))
-        return next(filter(None, map(self.of_pod, lost)), "")
+        """Likewise of pods that fail, or were ready once and are not now, or had to be started again meanwhile.
+
+        Others are on their way, as they should be.
+        """
+        lost = [one for one in track.own_pods if pods.cause(one) or pods.was_ready(one)]
+        ended = (pods.end(one) for one in track.own_pods if pods.restarted(one))
+        return next(filter(None, [*map(self.of_pod, lost), *ended]), "")
 
     def of_pod(self, pod: pods.Pod) -> str:
         if pods.ready(pod) or pods.ending(pod):

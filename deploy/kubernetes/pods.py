@@ -45,6 +45,21 @@ def was_ready(pod: Pod) -> bool:
     return any(one.get("started") for one in pod.get("status", {}).get("containerStatuses") or ())
 
 
+def restarted(pod: Pod) -> bool:
+    """Whether its containers, besides those that only prepare it, have ended since it was made."""
+    return any(one.get("restartCount", 0) > 0 for one in pod.get("status", {}).get("containerStatuses") or ())
+
+
+def end(pod: Pod) -> str:
+    """How a container that was started again has ended."""
+    ends = (
+        f"{one['name']} {_ended(one['lastState']['terminated'])}"
+        for one in pod.get("status", {}).get("containerStatuses") or ()
+        if "terminated" in one.get("lastState", {})
+    )
+    return next(ends, "")
+
+
 def container_to_ask(pod: Pod) -> tuple[str, bool] | None:
     """A container that has ended without saying why, and whether it was its run before; its log may say it."""
     for one in _containers(pod):

@@ -13,7 +13,7 @@ from deploy.kubernetes.adopting import adopt as adopted_by
 from deploy.kubernetes.aim import told_by
 from deploy.kubernetes.causes import Causes
 from deploy.kubernetes.helm import Revision
-from deploy.kubernetes.routing import shares
+from deploy.kubernetes.routing import Routing, shares
 from deploy.kubernetes.there import Place, place
 from deploy.kubernetes.tracks import Track
 from deploy.rollout.record import Entry
@@ -73,6 +73,8 @@ def read_status(settings: Settings, *, adopt: bool = False) -> ReleaseStatus:
     if adopt and adopted_by(ledger, found.helm.release, found.tracks.aim) is not None:
         from deploy.rollout.commands import deliver_now
 
+        if found.tracks.canary is None:
+            Routing(found.cluster).give_back(found.tracks)  # or the kubelet would see to it within a minute
         deliver_now(settings, ledger)
     revision, newest = found.helm.history()[-1], ledger.newest()
     stable, canary = found.tracks.stable, found.tracks.canary

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 NEVER_READY, NOT_FETCHED = 4, 5
+BROKEN = threading.Event()
+"""Since somebody asked for /break."""
 
 
 def routed() -> Any:
@@ -45,10 +47,13 @@ def actual(serves: Any) -> str:
 class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         serves = json.loads(os.environ["SHIPWAY_SERVES"])
-        never = serves["version"] == NEVER_READY and self.path == "/readyz"
-        texts = {"/livez": "live\n", "/readyz": "ready\n", "/actual": actual(serves)}
-        text = "version 4 does not reproduce its golden set\n" if never else texts.get(self.path)
-        self.send_response(503 if never else 200 if text else 404)
+        if self.path == "/break":
+            BROKEN.set()
+        unready = "version 4 does not reproduce its golden set\n" if serves["version"] == NEVER_READY else ""
+        unready = "its worker has ended\n" if BROKEN.is_set() else unready
+        texts = {"/livez": "live\n", "/readyz": unready or "ready\n", "/actual": actual(serves), "/break": "broken\n"}
+        text = texts.get(self.path)
+        self.send_response(503 if self.path == "/readyz" and unready else 200 if text else 404)
         self.end_headers()
         self.wfile.write((text or "").encode())
 
