@@ -11,10 +11,12 @@ BENCH ?=
 DRIFT_BENCH ?=
 DRIFT_STUDY ?=
 ROLLOUT_BENCH ?=
+IMAGE ?= shipway
+IMAGE_ARCHIVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo models test check load bench drift-bench drift-study rollout-bench clean generate lock programs
-.PHONY: postgresql
+.PHONY: help demo models image test test-chart test-cluster check load bench drift-bench drift-study rollout-bench
+.PHONY: clean generate lock programs postgresql builder
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +29,15 @@ models: $(INSTALLED) programs ## The same for one model of every kind: table, im
 
 test: $(INSTALLED) programs postgresql ## Run the whole test suite
 	$(BIN)/pytest
+
+test-chart: $(INSTALLED) programs ## Test the Helm chart without a cluster, with Helm 3 and 4
+	$(BIN)/pytest tests/chart
+
+test-cluster: $(INSTALLED) builder ## Test releases with real pods, on the cluster of KUBECONFIG or one that SHIPWAY_KUBE_KIT starts
+	$(BIN)/pytest tests/cluster
+
+image: $(INSTALLED) builder ## Build the node's image with docker, podman or buildah (IMAGE=name:tag BASE= TORCH=cpu|cuda IMAGE_ARCHIVE=file.tar)
+	./.ci/image $(BIN)/python $(IMAGE) $(IMAGE_ARCHIVE)
 
 check: $(INSTALLED) ## Formatting, lint and strict types
 	$(BIN)/ruff format --check
@@ -53,8 +64,10 @@ clean: ## Stop the stack; remove the state directory .shipway and the caches of 
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi
 	rm -rf .shipway .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-generate: $(INSTALLED) ## Make generated files anew: the README's tables and the descriptor of the gRPC messages
+generate: $(INSTALLED) ## Make generated files anew: tables of the READMEs, rules and dashboards of the chart, gRPC messages
 	$(BIN)/python -m deploy.reference README.md
+	$(BIN)/python -m deploy.chart helm/shipway
+	$(BIN)/python -m tests.chart.snapshots
 	$(BIN)/python -m grpc_tools.protoc --proto_path=handlers/protocol --include_imports \
 		--descriptor_set_out=handlers/protocol/messages.binpb open_inference.proto health.proto
 
@@ -63,6 +76,9 @@ lock: $(INSTALLED) ## Write requirements.lock anew from pyproject.toml (Python 3
 
 programs:
 	@./.ci/programs
+
+builder:
+	@./.ci/builder >/dev/null 2>&1 || ./.ci/programs buildah mmdebstrap
 
 postgresql:
 	@./.ci/programs postgresql

@@ -116,7 +116,7 @@ class BaseHandler(ABC):
         """Read an unpacked archive. After this `predict` works, with no TorchServe around it."""
         self.directory, self.model, self.version = directory, model, version
         self._outcomes: list[tuple[Call, Outcome]] = []
-        self._answered_at = 0.0
+        self._taken_at, self._answered_at = 0.0, 0.0
         # The host's core count is no guide: a container may use fewer, and the other workers use them too.
         torch.set_num_threads(RuntimePlan.read(directory).threads or worker_threads(self.workers))
         self.program: Program = load_runtime(directory, self.device, getattr(self, "network", None))
@@ -138,10 +138,10 @@ class BaseHandler(ABC):
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
         """Answer a batch, each call by itself: this is the main path. `account` counts its requests."""
         items: list[Item] = []
-        now = time.time()
+        self._taken_at = time.time()
         for call in calls:
             try:
-                call.check_deadline(now)
+                call.check_deadline(self._taken_at)
                 items.append(self._decode(call))
             except RequestRefused as error:
                 self._refuse(call, error)
@@ -163,12 +163,10 @@ class BaseHandler(ABC):
         for call, outcome in outcomes:
             alike.setdefault((call.protocol, outcome), []).append(call)
         for (protocol, outcome), calls in alike.items():
-            arrivals = [call.arrived_at for call in calls if call.arrived_at is not None]
-            # The clock may have been set back in between.
-            seconds = [max(0.0, self._answered_at - arrival) for arrival in arrivals]
-            self._metrics.answered(protocol, outcome, seconds, len(calls))
+            self._metrics.answered(protocol, outcome, _since_arrival(calls, self._answered_at), len(calls))
         if outcomes:  # none in a batch of copies
-            self._metrics.batch(len(outcomes))
+            waited = _since_arrival([call for call, _ in outcomes], self._taken_at)
+            self._metrics.batch(len(outcomes), waited)
         if self._capture is not None:
             self._capture.write()
 
@@ -422,6 +420,12 @@ class BaseHandler(ABC):
     @abstractmethod
     def measure(self, inputs: list[Array], outputs: list[Array]) -> Measured:
         """What is counted of these rows, and of training rows when the profile is made."""
+
+
+def _since_arrival(calls: Sequence[Call], at: float) -> list[float]:
+    """How long before `at` the edge received them, in seconds, of those that it said so of."""
+    # The clock may have been set back in between.
+    return [max(0.0, at - call.arrived_at) for call in calls if call.arrived_at is not None]
 
 
 def _collect_garbage() -> None:

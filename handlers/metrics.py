@@ -45,6 +45,9 @@ class WorkerMetrics:
             buckets=names.BATCH_BUCKETS,
             registry=registry,
         ).labels(**self._labels)
+        self._queue = Counter(
+            names.QUEUE_SECONDS.name, names.QUEUE_SECONDS.help, names.QUEUE_SECONDS.labels, registry=registry
+        ).labels(**self._labels)
         self._errors = Counter(
             names.MONITOR_ERRORS.name, names.MONITOR_ERRORS.help, names.MONITOR_ERRORS.labels, registry=registry
         ).labels(**self._labels)
@@ -63,8 +66,10 @@ class WorkerMetrics:
         _observe(children[0], seconds)
         children[1].inc(requests)
 
-    def batch(self, requests: int) -> None:
+    def batch(self, requests: int, waited_seconds: Sequence[float]) -> None:
+        """A worker took `requests` at once, each after it had waited."""
         self._batches.observe(requests)
+        self._queue.inc(sum(waited_seconds))
 
     def monitor_error(self, requests: int) -> None:
         self._errors.inc(requests)

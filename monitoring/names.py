@@ -32,6 +32,10 @@ REQUEST_SECONDS = Metric(
     "Time from the request's arrival at the edge to its encoded answer, queue included, in seconds.",
     (*VERSION_LABELS, "protocol"),
 )
+QUEUE_SECONDS = Metric(
+    "shipway_queue_seconds_total",
+    "Time from requests' arrival at the edge until a worker took them, summed over requests, in seconds.",
+)
 REQUESTS = Metric(
     "shipway_requests_total",
     "Requests that a worker answered, by protocol and outcome (ok, refused, failed, expired).",
@@ -44,7 +48,7 @@ CAPTURED = Metric(
     "Requests that should be kept for `shipway plan`, by outcome (kept; not kept: busy, too_large, failed).",
     (*VERSION_LABELS, "outcome"),
 )
-BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 # Read from the workers' memory-mapped slots. `kind` is number or category for inputs, output for the program's numbers,
 # prediction for the features `class`, `confidence` and `entropy` that are made of a classifier's probabilities.

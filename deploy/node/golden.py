@@ -1,7 +1,7 @@
 """The golden set: inputs stored with the version, and the outputs that this version gave when it was registered."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -71,7 +71,11 @@ def _compare(golden: GoldenSet, status: int, answer: bytes) -> None:
     found = orjson.loads(answer) if answer.startswith(b"{") else {}
     if status != 200 or "outputs" not in found:
         raise GoldenFailed(f"the version answered {status}: {answer[:300].decode(errors='replace')}")
-    outputs = {output["name"]: output["data"] for output in found["outputs"]}
+    compare(golden, {output["name"]: output["data"] for output in found["outputs"]})
+
+
+def compare(golden: GoldenSet, outputs: Mapping[str, npt.ArrayLike]) -> None:
+    """Raises GoldenFailed for the first output that is not the golden one; `outputs` are flat."""
     for name, want in golden.outputs:
         got = np.asarray(outputs.get(name, []), dtype=np.float64)
         if want.shape != got.shape:

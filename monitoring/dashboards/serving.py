@@ -16,6 +16,7 @@ from monitoring.dashboards.blocks import (
 from monitoring.dashboards.panels import RECENTLY, failed_requests, memory, ready_nodes, requests, restarts
 from monitoring.dashboards.queries import (
     buckets,
+    by_version,
     chosen,
     increase,
     mean,
@@ -167,6 +168,13 @@ def _queue() -> list[list[Json]]:
                 [Query(_saturation())],
                 min=0,
             ),
+            graph(
+                "Waiting time",
+                "From a request's arrival at the edge until a worker took it, mean. Pods are scaled by it.",
+                "s",
+                [Query(_waiting())],
+                min=0,
+            ),
         ],
         [
             graph(
@@ -294,6 +302,11 @@ def _gpus() -> list[Json]:
 
 def _saturation() -> str:
     return f"{now(names.EDGE_IN_FLIGHT)} / {now(names.EDGE_LIMIT)}"
+
+
+def _waiting() -> str:
+    requests = by_version(f"rate({chosen(names.BATCH_REQUESTS.name + '_sum')}[$__rate_interval])")
+    return f"{rate(names.QUEUE_SECONDS)} / {requests}"
 
 
 def _missing() -> str:

@@ -31,14 +31,23 @@ def test_answers_are_counted_and_timed_by_protocol_and_outcome(metrics_directory
 
 def test_batches_and_faults_of_counting_are_counted(metrics_directory: Path) -> None:
     metrics = worker(metrics_directory, 0)
-    metrics.batch(3)
+    metrics.batch(3, [0.25, 0.5])
     metrics.monitor_error(3)
     metrics.captured("busy")
     found = exposition(metrics_directory)
     assert found['shipway_batch_requests_bucket{le="2.0",model="tiny",version="3"}'] == 0
     assert found['shipway_batch_requests_bucket{le="4.0",model="tiny",version="3"}'] == 1
+    assert found['shipway_queue_seconds_total{model="tiny",version="3"}'] == 0.75
     assert found['shipway_monitor_errors_total{model="tiny",version="3"}'] == 3
     assert found['shipway_captured_requests_total{model="tiny",outcome="busy",version="3"}'] == 1
+
+
+def test_queue_is_there_before_anybody_waits(metrics_directory: Path) -> None:
+    """Or pods that nobody asks would look to an autoscaler as if Prometheus were down."""
+    worker(metrics_directory, 0)
+    found = exposition(metrics_directory)
+    assert found['shipway_queue_seconds_total{model="tiny",version="3"}'] == 0
+    assert found['shipway_batch_requests_sum{model="tiny",version="3"}'] == 0
 
 
 def test_workers_add_up_and_a_successor_goes_on(metrics_directory: Path) -> None:

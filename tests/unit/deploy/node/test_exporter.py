@@ -246,7 +246,7 @@ def worker(real: RealEdge, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerMe
     for protocol in ("predictions", "oip_http", "oip_grpc"):
         for outcome in get_args(Outcome):
             worker.answered(protocol, outcome, [0.1], 1)
-    worker.batch(1)
+    worker.batch(1, [0.05])
     yield worker
     for file in counters.glob("*.db"):
         file.unlink()

@@ -1,0 +1,104 @@
+"""The node's image for the cluster tests: built by what `make image` runs, once for each state of what is in it."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "deploy" / "image" / "Dockerfile"
+REPOSITORY = "localhost/shipway-test"
+BUILD_SECONDS = 900.0
+PULL_SECONDS = 300.0
+# What is in it, and what makes it; .dockerignore says the same.
+_FILES = ("pyproject.toml", "requirements.lock", ".dockerignore")
+_FOLDERS = ("deploy", "handlers", "model_store", "monitoring")
+_BASE = "localhost/shipway-test-base:bookworm"
+_DEBIAN = ("--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that is on the node."""
+
+    repository: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.tag}"
+
+
+def image(cluster: Cluster, state: Path) -> Image:
+    """The image of this checkout, on the node of `cluster`; its archive stays below `state` for the next run."""
+    found = Image(REPOSITORY, _content())
+    if str(found) in _on_node(cluster):
+        return found
+    archive = state / f"{found.tag}.tar"
+    if not archive.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        for older in state.glob("*.tar"):
+            older.unlink()
+        draft = archive.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        _build(found, draft)
+        draft.rename(archive)
+    cluster.load_image(archive)
+    return found
+
+
+def _content() -> str:
+    """A digest of every file that the image is made of."""
+    digest = hashlib.sha256()
+    for path in sorted(_files()):
+        digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _files() -> Iterator[Path]:
+    yield from (ROOT / name for name in _FILES)
+    for folder in _FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix != ".md" and "__pycache__" not in path.parts:
+                yield path
+
+
+def _on_node(cluster: Cluster) -> set[str]:
+    images = cluster.json("get", "nodes")["items"][0]["status"].get("images", [])
+    return {name for one in images for name in one.get("names", [])}
+
+
+def _build(wanted: Image, archive: Path) -> None:
+    environment = {**os.environ, "BASE": os.environ.get("BASE") or _base()}
+    command = [str(ROOT / ".ci" / "image"), sys.executable, str(wanted), str(archive)]
+    subprocess.run(command, env=environment, stdout=sys.stderr, timeout=BUILD_SECONDS, check=True)
+
+
+def _base() -> str:
+    """The base that the Dockerfile names, or Debian with its own Python where no image registry is reached."""
+    (named,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    builder = subprocess.run([ROOT / ".ci" / "builder"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    pull = [builder, "pull", named]
+    if subprocess.run(pull, capture_output=True, timeout=PULL_SECONDS, check=False).returncode == 0:
+        return str(named)
+    sys.stderr.write(f"{named} cannot be pulled here, so the image is built on Debian as mmdebstrap makes it\n")
+    inspect = [builder, "inspect", "--type", "image", _BASE]
+    if subprocess.run(inspect, capture_output=True, timeout=PULL_SECONDS, check=False).returncode:
+        _make_base(builder)
+    return _BASE
+
+
+def _make_base(builder: str) -> None:
+    """Debian in one layer, by the packages that this machine's apt finds."""
+    folder = ROOT / ".shipway" / "image" / "base"
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mmdebstrap", "--quiet", *_DEBIAN, folder / "base.tar"], timeout=BUILD_SECONDS, check=True)
+    (folder / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
+    isolation = ["--isolation", "chroot"] if builder == "buildah" else []
+    subprocess.run([builder, "build", *isolation, "--tag", _BASE, folder], stdout=sys.stderr, check=True)
+    (folder / "base.tar").unlink()
