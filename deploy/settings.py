@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     )
     trusted_keys: str | None = Field(
         **_off(),
-        description="Public keys in PEM, one after another, which the node and `fetch` trust beside those of `trust_dir`.",
+        description="Public keys in PEM, one after another, trusted by the node and by `fetch` beside `trust_dir`.",
     )
     archives_dir: Path = Field(
         **_below("state_dir", "archives"), description="Where archives and their signatures are written and looked for."

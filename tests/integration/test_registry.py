@@ -290,6 +290,25 @@ def test_any_machine_can_fetch_the_archive_by_model_version_and_digest(
     assert fetched_from("http://127.0.0.1:1", home, packaged.digest, tmp_path) == fetched
 
 
+def test_fetching_an_archive_takes_no_pytorch_and_no_whole_mlflow(
+    tracking_uri: str, packaged: PackagedVersion, home: Path, tmp_path: Path
+) -> None:
+    absent = ("torch", "pandas", "sklearn", "flask", "sqlalchemy", "mlflow.models.signature", "mlflow.pytorch")
+    program = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nfrom deploy.cli import main\nmain()"
+    keys = "".join(path.read_text() for path in (home / "trust").iterdir())
+    given = {"STATE_DIR": str(tmp_path), "MLFLOW_URI": tracking_uri, "TRUSTED_KEYS": keys}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "fetch", "flights", "1", packaged.digest],
+        env={"PATH": os.environ["PATH"], **{f"SHIPWAY_{name}": value for name, value in given.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    archive = tmp_path / "archives" / packaged.archive.name
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{archive}\n", "")
+    assert archive.read_bytes() == packaged.archive.read_bytes()
+
+
 def fetched_from(tracking_uri: str, home: Path, digest: str, into: Path) -> Path:
     def download(archive: Path) -> None:
         Registry(tracking_uri).download_archive("flights", 1, archive)
