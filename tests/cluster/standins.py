@@ -25,7 +25,7 @@ def standin(cluster: Cluster, state: Path) -> Image:
         return found
     builder = subprocess.run([ROOT / ".ci" / "builder"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     isolation = ["--isolation", "chroot", "--format", "docker"] if builder == "buildah" else []
-    build = [builder, "build", *isolation, "--build-arg", f"BASE={base()}", "--tag", str(found), FOLDER]
+    build = [builder, "build", *isolation, "--build-arg", f"BASE={base()}", "--tag", str(found), str(FOLDER)]
     subprocess.run(build, stdout=sys.stderr, timeout=BUILD_SECONDS, check=True)
     state.mkdir(parents=True, exist_ok=True)
     archive = state / f"standin-{found.tag}.archive"

@@ -348,7 +348,7 @@ def test_what_is_asked_must_fit_the_release(bench: Bench, tmp_path: Path) -> Non
     (other / "Chart.yaml").write_text(re.sub(r"^version: .*$", "version: 9.9.9", chart, flags=re.MULTILINE))
     endpoint = bench.endpoint
     endpoint.driver._chart = other  # type: ignore[attr-defined]
-    with pytest.raises(ReleaseUnsuited, match="shipway-9.9.9 is here"):
+    with pytest.raises(ReleaseUnsuited, match=r"shipway-9\.9\.9 is here"):
         endpoint.roll_out(release(2))
     assert bench.states == []
 
