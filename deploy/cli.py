@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from deploy import termination
 from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
 from deploy.golden_command import golden
@@ -256,12 +257,25 @@ def package(
 @click.argument("name")
 @click.argument("version", type=click.IntRange(min=1))
 @click.argument("digest")
+@click.option("--from", "url", help="Where it lies as a file, http or https, instead of the registry.")
+@click.option("--offline", is_flag=True, help="Only look whether it lies there and is right.")
 @pass_settings
-def fetch(settings: Settings, name: str, version: int, digest: str) -> None:
-    """Fetch the archive of NAME and VERSION with this DIGEST, and its signature, from the registry."""
-    from model_store.registry import Registry
+def fetch(settings: Settings, name: str, version: int, digest: str, url: str | None, *, offline: bool) -> None:
+    """Fetch the archive of NAME and VERSION with this DIGEST from the registry, unless it is there, and verify it."""
+    from model_store.fetching import fetch, over_http
+    from model_store.signing import load_trusted
 
-    click.echo(Registry(settings.mlflow_uri).fetch_archive(name, version, digest, settings.archives_dir))
+    if url and offline:
+        raise click.UsageError("--from fetches, and --offline does not")
+
+    def from_registry(archive: Path) -> None:
+        from model_store.registry import Registry  # imports MLflow, which takes its time: only where it is asked
+
+        Registry(settings.mlflow_uri).download_archive(name, version, archive)
+
+    download = None if offline else over_http(url) if url else from_registry
+    trusted = load_trusted(settings.trust_dir, settings.trusted_keys or "")
+    click.echo(fetch(settings.archives_dir, name, version, digest, trusted, download))
 
 
 @cli.command()
@@ -466,6 +480,7 @@ def main() -> None:
     try:
         cli()
     except (ShipwayError, ModelStoreError, MonitoringError) as error:
+        termination.tell(str(error))
         click.echo(f"shipway: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:

@@ -93,8 +93,20 @@ class Settings(BaseSettings):
     trust_dir: Path = Field(
         **_below("state_dir", "trust"), description="The public keys whose signatures the node accepts, one file each."
     )
+    trusted_keys: str | None = Field(
+        **_off(),
+        description="Public keys in PEM, one after another, trusted by the node and by `fetch` beside `trust_dir`.",
+    )
     archives_dir: Path = Field(
         **_below("state_dir", "archives"), description="Where archives and their signatures are written and looked for."
+    )
+    serves: str | None = Field(
+        **_off(),
+        description=(
+            'The one version that the node serves, whatever else is asked for, in JSON: `{"model": "flights", '
+            '"version": 7, "digest": "sha256:…"}`; optional are `explain` (true) and `handler` (`workers`, '
+            "`batchSize`, `maxBatchDelayMs`, `responseTimeoutSeconds`, `maxQueue`, where not as packaged)."
+        ),
     )
     tls_certificate: Path | None = Field(
         **_off(),

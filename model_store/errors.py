@@ -7,6 +7,8 @@ ModelStoreError
 ├── KeyUnusable          a key file that cannot be read, is no Ed25519 key, or is readable by others
 ├── ArchiveMissing       no archive, or no signature beside it
 ├── ArchiveRefused       an archive that is not exactly what was asked for; carries expected and found
+├── FetchFailed          an archive that could not be brought to where nodes look for it
+├── NotDownloaded        a file that is not at that address, or not to be had
 ├── ProgramUnreadable    an exported program whose weights cannot be read without unpickling
 ├── HandlerUnusable      a handler file of the user's that is not what TorchServe can load
 ├── NotServable          a version whose handler cannot be opened with its files
@@ -16,6 +18,7 @@ ModelStoreError
 └── RegistryError
     ├── RegistryUnreachable  no MLflow server answers at that address
     ├── ModelUriInvalid      neither models:/NAME/VERSION nor models:/NAME@ALIAS
+    ├── RegistryRefuses      the registry answers, but not what it was asked
     ├── VersionNotFound      the registry has no such version or alias
     ├── ArtifactMissing      a file that every version has is not among this one's artifacts
     ├── SourceRefused        a version whose files lie outside the configured artifact root
@@ -63,11 +66,12 @@ class KeyExists(ModelStoreError):
 
 
 class KeyUnusable(ModelStoreError):
-    """A key file that cannot be read, is no Ed25519 key, or is readable by others."""
+    """A key that cannot be read, is no Ed25519 key, or is readable by others."""
 
-    def __init__(self, path: Path, found: str, wanted: str) -> None:
-        super().__init__(f"the key file {path} cannot be used: {found}; wanted {wanted}")
-        self.path = path
+    def __init__(self, place: Path | str, found: str, wanted: str) -> None:
+        """`place`: its file, or the variable that holds it."""
+        super().__init__(f"the key in {place} cannot be used: {found}; wanted {wanted}")
+        self.place = place
         self.found = found
         self.wanted = wanted
 
@@ -89,6 +93,23 @@ class ArchiveRefused(ModelStoreError):
         self.what = what
         self.expected = expected
         self.found = found
+
+
+class FetchFailed(ModelStoreError):
+    """An archive that could not be brought to where nodes look for it."""
+
+    def __init__(self, model: str, version: int, reason: str) -> None:
+        super().__init__(f"the archive of {model} version {version} was not fetched: {reason}")
+        self.reason = reason
+
+
+class NotDownloaded(ModelStoreError):
+    """A file that is not at that address, or not to be had."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"{address} was not to be had: {reason}")
+        self.address = address
+        self.reason = reason
 
 
 class ProgramUnreadable(ModelStoreError):
@@ -164,6 +185,15 @@ class ModelUriInvalid(RegistryError):
             "and models:/NAME@ALIAS, for example models:/flights@champion"
         )
         self.uri = uri
+
+
+class RegistryRefuses(RegistryError):
+    """The registry answers, but not what it was asked: somebody else's credentials, for example."""
+
+    def __init__(self, tracking_uri: str, asked: str, reason: str) -> None:
+        super().__init__(f"the registry at {tracking_uri} was asked for {asked} and refuses: {reason}")
+        self.tracking_uri = tracking_uri
+        self.reason = reason
 
 
 class VersionNotFound(RegistryError):

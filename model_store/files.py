@@ -36,6 +36,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.write(data)
 
 
+def move_synced(path: Path, target: Path) -> None:
+    """Give a file that is written its name, in a directory of the same file system, for everybody to read."""
+    with path.open("rb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+    path.replace(target)
+    _sync_directory(target.parent)
+
+
 def _sync_directory(directory: Path) -> None:
     """Make a rename in `directory` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

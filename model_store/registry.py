@@ -4,6 +4,8 @@ MLflow's clients are told the tracking server's address; nothing here reads or w
 a process that uses this module sets `mlflow_environment.ENVIRONMENT` first (the command line does).
 """
 
+import errno
+import os
 import re
 import tempfile
 import time
@@ -11,32 +13,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import numpy.typing as npt
-import torch
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.types import Schema, TensorSpec
-from torch import nn
 
-from model_store.archive import archive_name, file_digest, signature_path
+from model_store.archive import signature_path
 from model_store.errors import (
-    ArchiveRefused,
     ArtifactMissing,
     ModelUriInvalid,
     RegistryError,
+    RegistryRefuses,
     SignatureUnusable,
     SourceRefused,
     VersionNotFound,
 )
-from model_store.files import write_atomically
 from model_store.tracking import CHAMPION, check_reachable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DIGEST_TAG = "shipway.digest"
 ARCHIVES = "archives"
@@ -46,6 +52,8 @@ DESCRIPTION = "shipway"
 
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 _GIT_COMMIT = "mlflow.source.git.commit"
+_UNKNOWN = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))
+"""What MLflow says of a model or version, and of an alias, that it does not have."""
 _MAX_COPIES = 10
 """A version may be a copy of another one, and that of another."""
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
@@ -127,7 +135,7 @@ class Registry:
 
     def log_model(
         self,
-        network: nn.Module,
+        network: "nn.Module",
         example: tuple[npt.NDArray[Any], ...],
         inputs: Sequence[TensorType],
         outputs: Sequence[TensorType],
@@ -138,6 +146,9 @@ class Registry:
         `example` holds the inputs, at least two of every axis that is -1: the export makes an axis of length one a
         constant.
         """
+        import torch  # whoever only fetches archives has neither this nor all of MLflow
+        from mlflow.models import ModelSignature
+
         signature = ModelSignature(inputs=_signature(inputs), outputs=_signature(outputs))
         info = mlflow.pytorch.log_model(
             network,
@@ -177,6 +188,8 @@ class Registry:
             else:
                 found = self._client.get_model_version(model, parts["version"])
         except MlflowException as error:
+            if error.error_code not in _UNKNOWN:
+                raise RegistryRefuses(self.tracking_uri, uri, error.message.partition("\n")[0]) from error
             raise VersionNotFound(uri, self.tracking_uri, self._known(model)) from error
         return ResolvedVersion(
             model=found.name,
@@ -233,24 +246,14 @@ class Registry:
         for name, value in tags.items():
             self._client.set_model_version_tag(version.model, str(version.version), name, value)
 
-    def fetch_archive(self, model: str, version: int, digest: str, into: Path) -> Path:
-        """Fetch an archive and its signature into the directory `into`; ArchiveRefused if its digest is another.
-
-        The signature is the node's to verify: only the node knows whom it trusts.
-        """
-        model_id = self.resolve(f"models:/{model}/{version}").model_id
-        name = archive_name(model, version, digest)
-        target = into / name
+    def download_archive(self, model: str, version: int, archive: Path) -> None:
+        """Bring the archive of the name of that path there, and its signature beside it. Neither is verified."""
+        found = self.resolve(f"models:/{model}/{version}")
         remedy = f"package the version with: shipway package models:/{model}/{version}"
-        with tempfile.TemporaryDirectory() as directory:
-            archive = self._download(model_id, f"{ARCHIVES}/{name}", Path(directory), remedy)
-            signature = self._download(model_id, f"{ARCHIVES}/{signature_path(target).name}", Path(directory), remedy)
-            found = file_digest(archive)
-            if found != digest:
-                raise ArchiveRefused(archive, "the registry holds another file under its name", digest, found)
-            write_atomically(signature_path(target), signature.read_bytes())
-            write_atomically(target, archive.read_bytes())
-        return target
+        if found.digest is not None:
+            remedy = f"the archive last made of {model} version {version} is {found.digest}"
+        for path in (archive, signature_path(archive)):
+            self._download(found.model_id, f"{ARCHIVES}/{path.name}", path.parent, remedy).replace(path)
 
     def run_origin(self, run_id: str) -> tuple[str, str]:
         """The git commit and the data of a run, as far as MLflow was told; empty where it was not."""
@@ -268,6 +271,9 @@ class Registry:
             uri = f"{self._location(model_id)}/{artifact}"
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into)))
         except (MlflowException, OSError) as error:
+            if (full := os.strerror(errno.ENOSPC)) in str(error):  # of an error that it caught MLflow keeps the words
+                raise OSError(errno.ENOSPC, full, str(into)) from error
+            check_reachable(self.tracking_uri)  # it may have ended meanwhile
             raise ArtifactMissing(f"the logged model {model_id}", artifact, remedy) from error
 
     def _location(self, model_id: str) -> str:

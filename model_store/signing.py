@@ -5,6 +5,7 @@ A key's name is its *key id*: the first 16 hexadecimal digits of the sha256 of t
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from model_store.errors import KeyExists, KeyUnusable
 from model_store.files import write_atomically
 
 TrustedKeys = Mapping[str, Ed25519PublicKey]
+
+_WANTED = "an Ed25519 public key in PEM (SubjectPublicKeyInfo)"
+_PEM = re.compile(r"-----BEGIN [^-]+-----.*?-----END [^-]+-----", re.DOTALL)
 
 
 def key_id(public: Ed25519PublicKey) -> str:
@@ -56,14 +60,15 @@ def create_key(private: Path, trust_dir: Path) -> str:
     return name
 
 
-def load_trusted(trust_dir: Path) -> dict[str, Ed25519PublicKey]:
-    """The public keys in `trust_dir`, by key id; none if the directory does not exist.
+def load_trusted(trust_dir: Path, keys: str = "") -> dict[str, Ed25519PublicKey]:
+    """The public keys in `trust_dir`, by key id, and those in the text `keys`, which is PEM; none where neither is.
 
-    Raises KeyUnusable for a `.pem` file that is not an Ed25519 public key under its own key id.
+    Raises KeyUnusable for a `.pem` file that is not an Ed25519 public key under its own key id, and for a text that has
+    something else than such keys in it.
     """
-    trusted: dict[str, Ed25519PublicKey] = {}
+    trusted = {key_id(public): public for public in _keys_in(keys)}
     for path in sorted(trust_dir.glob("*.pem")):
-        public = _load_public(path)
+        public = _load_public(path, _read_key(path))
         name = key_id(public)
         if path.stem != name:
             raise KeyUnusable(path, f"it holds the key {name}", f"the file name {name}.pem")
@@ -86,14 +91,29 @@ def verify(payload: bytes, signature: bytes, public: Ed25519PublicKey) -> bool:
     return True
 
 
-def _load_public(path: Path) -> Ed25519PublicKey:
-    wanted = "an Ed25519 public key in PEM (SubjectPublicKeyInfo)"
+def _keys_in(text: str) -> list[Ed25519PublicKey]:
+    """Each key of a text that holds one after another."""
+    place = "SHIPWAY_TRUSTED_KEYS"
+    found = _PEM.findall(text)
+    if between := _PEM.sub("", text).strip():
+        raise KeyUnusable(place, f"beside {len(found)} keys it has {between[:40]!r}", _WANTED)
+    return [_load_public(place, each.encode()) for each in found]
+
+
+def _read_key(path: Path) -> bytes:
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise KeyUnusable(path, str(error), wanted) from error
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyUnusable(path, str(error), _WANTED) from error
+
+
+def _load_public(place: Path | str, pem: bytes) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(pem)
+    except ValueError as error:
+        raise KeyUnusable(place, str(error), _WANTED) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise KeyUnusable(path, f"it holds a {type(key).__name__}", wanted)
+        raise KeyUnusable(place, f"it holds a {type(key).__name__}", _WANTED)
     return key
 
 

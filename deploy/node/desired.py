@@ -20,12 +20,12 @@ Digest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 State = Literal["LOADING", "READY", "FAILED"]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
     # Strict: a version is an integer, and neither true nor "1".
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class DesiredVersion(_Frozen):
+class DesiredVersion(Frozen):
     """One version of an endpoint. Weight 0: loaded, and answering only those who pin it."""
 
     version: int = Field(ge=1)
@@ -33,14 +33,14 @@ class DesiredVersion(_Frozen):
     weight: int = Field(ge=0, le=100)
 
 
-class Mirror(_Frozen):
+class Mirror(Frozen):
     """Of the requests that other versions answer, a share is copied to this one; nobody sees what it answers."""
 
     version: int
     percent: int = Field(ge=1, le=100)
 
 
-class DesiredEndpoint(_Frozen):
+class DesiredEndpoint(Frozen):
     """One model name in service. The weights of its versions add up to 100."""
 
     model: ModelName
@@ -70,7 +70,7 @@ class DesiredEndpoint(_Frozen):
         return self
 
 
-class Desired(_Frozen):
+class Desired(Frozen):
     endpoints: tuple[DesiredEndpoint, ...] = ()
 
     @model_validator(mode="after")
@@ -84,7 +84,7 @@ class Desired(_Frozen):
         return next((endpoint for endpoint in self.endpoints if endpoint.model == model), None)
 
 
-class ActualVersion(_Frozen):
+class ActualVersion(Frozen):
     version: int
     digest: str
     weight: int
@@ -94,13 +94,13 @@ class ActualVersion(_Frozen):
     """Why it is not READY, in words."""
 
 
-class ActualExplainer(_Frozen):
+class ActualExplainer(Frozen):
     version: int
     state: State
     reason: str = ""
 
 
-class ActualEndpoint(_Frozen):
+class ActualEndpoint(Frozen):
     model: str
     versions: tuple[ActualVersion, ...]
     explainer: ActualExplainer | None = None
@@ -110,7 +110,7 @@ class ActualEndpoint(_Frozen):
     """These two are, like weights, what is in force."""
 
 
-class Actual(_Frozen):
+class Actual(Frozen):
     pid: int
     ready: bool
     reason: str = ""
@@ -192,10 +192,10 @@ def _read(path: Path, kind: type[_File]) -> _File | None:
     except OSError as error:
         raise StateFileInvalid(path, [f"it cannot be read: {error.strerror}"]) from error
     except ValidationError as error:
-        raise StateFileInvalid(path, [_in_words(problem) for problem in error.errors()]) from error
+        raise StateFileInvalid(path, [in_words(problem) for problem in error.errors()]) from error
 
 
-def _in_words(problem: ErrorDetails) -> str:
+def in_words(problem: ErrorDetails) -> str:
     words = problem["msg"].removeprefix("Value error, ")
     where = "".join(f"{part}." for part in problem["loc"])[:-1]
     words = f"{where}: {words}" if where else words

@@ -16,6 +16,7 @@ from functools import partial
 import aiohttp
 from aiohttp import web
 
+from deploy import termination
 from deploy.errors import NodeError, ShipwayError
 from deploy.node import children, control, envoy, exporter, torchserve
 from deploy.node.admin import Admin
@@ -30,8 +31,10 @@ from deploy.node.places import Places
 from deploy.node.reconcile import Loaded, Overtaken, Reconciler
 from deploy.node.routes import routes
 from deploy.node.security import security
+from deploy.node.serves import Handler, read_serves
 from deploy.node.user_files import identity
 from deploy.settings import Settings
+from model_store.signing import load_trusted
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._serves = read_serves(settings.serves) if settings.serves else None
         self._desired = Desired()
         self._not_now = "the node is starting"
         self._stop = asyncio.Event()
@@ -97,10 +101,11 @@ class Node:
             places=self._places,
             admin=self._admin,
             archives_dir=settings.archives_dir,
-            trust_dir=settings.trust_dir,
+            trusted=partial(load_trusted, settings.trust_dir, settings.trusted_keys or ""),
             drain_seconds=settings.drain_seconds,
             publish=self._publish,
             agreement=self._agreement,
+            configure=(self._serves.handler if self._serves else Handler()).apply,
         )
 
     # What `control` answers from.
@@ -131,6 +136,7 @@ class Node:
                 return await self._serve(cleanup)
             except (ShipwayError, OSError) as error:
                 logger.error("%s", error)
+                termination.tell(str(error))
                 return 1
             finally:
                 self._not_now = "the node has stopped"
@@ -255,7 +261,7 @@ class Node:
     async def _reach_desired(self) -> bool:
         """One pass of the reconciler; false if the same state is to be tried again."""
         try:
-            self._desired = read_desired(self._settings.desired_file)
+            self._desired = self._serves.desired() if self._serves else read_desired(self._settings.desired_file)
             await self._reconciler.reconcile(self._desired)
             self._not_now = ""
         except Overtaken:

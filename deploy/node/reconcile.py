@@ -32,10 +32,10 @@ from deploy.node.places import Places
 from deploy.node.routes import routes
 from deploy.node.torchserve import Management
 from handlers.answer import EXPLAINER
-from model_store import signing
 from model_store.archive import archive_name, signature_path, unpack, verify_archive
 from model_store.errors import ModelStoreError
 from model_store.files import write_atomically
+from model_store.signing import TrustedKeys
 from monitoring.profile import Profile, ProfileInvalid
 
 logger = logging.getLogger(__name__)
@@ -94,10 +94,13 @@ class Reconciler:
     places: Places
     admin: Admin
     archives_dir: Path
-    trust_dir: Path
+    trusted: Callable[[], TrustedKeys]
+    """Asked for each archive: keys may come and go."""
     drain_seconds: float
     publish: Callable[[], None]
     agreement: Agreement
+    configure: Callable[[Path], None]
+    """What is done to a verified, unpacked archive before TorchServe sees it. Explainers are left alone."""
     loaded: dict[Key, Loaded] = field(default_factory=dict)
     routed: tuple[DesiredEndpoint, ...] = ()
     overtaken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -271,9 +274,8 @@ class Reconciler:
         try:
             shutil.copyfile(source, copy)
             shutil.copyfile(signature_path(source), signature_path(copy))
-            trusted = signing.load_trusted(self.trust_dir)
-            verify_archive(copy, model, loaded.version, loaded.digest, trusted)
-            return explainer.unpack_apart(copy) if loaded.explains else unpack(copy)
+            verify_archive(copy, model, loaded.version, loaded.digest, self.trusted())
+            return explainer.unpack_apart(copy) if loaded.explains else self._configured(unpack(copy))
         except FileNotFoundError as error:
             raise LoadFailed(
                 f"there is no {error.filename}; make it with: shipway package models:/{model}/{loaded.version}"
@@ -283,6 +285,10 @@ class Reconciler:
         finally:
             copy.unlink(missing_ok=True)
             signature_path(copy).unlink(missing_ok=True)
+
+    def _configured(self, directory: Path) -> Path:
+        self.configure(directory)
+        return directory
 
     async def _wait_for_workers(self, loaded: Loaded) -> None:
         """Return once all of them are READY."""

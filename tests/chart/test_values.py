@@ -142,6 +142,7 @@ def test_point_02_schema_refuses_with_the_path(path: str, value: Any, major: int
 UNSAFE: list[tuple[Json, str]] = [
     (at("model.name", ""), "model.name is empty: it must be a registered name"),
     (at("model.version", "latest"), 'model.version is "latest": it must be a version\'s number'),
+    (at("model.version", 1.5), 'model.version is "1.5": it must be'),
     (at("model.version", None), 'model.version is "": it must be'),
     (at("model.sha256", "sha256:1"), 'model.sha256 is "sha256:1": it must be sha256: and 64 hex digits'),
     (at("trust.publicKeys", []), "trust.publicKeys is empty"),

@@ -115,6 +115,17 @@ class Cluster:
         """Start it again; it may not answer at once."""
         self._of_kit("start", component)
 
+    def add(self, what: str, kind: str) -> bool:
+        """Have the kit add `crds` or `operator`. Otherwise, whether the cluster has the custom resource `kind`."""
+        if self.kit:
+            try:
+                self._of_kit(what)
+            except CommandFailed:
+                # It looks for a status that a new custom resource has not at once.
+                self._of_kit(what)
+            return True
+        return self.run(helm_binaries.kubectl(), "get", "customresourcedefinition", kind).returncode == 0
+
     def _of_kit(self, *arguments: str) -> None:
         assert self.kit, "only the cluster that SHIPWAY_KUBE_KIT starts has components that can be killed"
         _kit([*self.kit, *arguments])

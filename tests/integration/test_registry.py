@@ -28,6 +28,7 @@ from model_store.describing import opened
 from model_store.errors import (
     ArchiveRefused,
     ArtifactMissing,
+    FetchFailed,
     GoldenRefused,
     HandlerUnusable,
     KeyUnusable,
@@ -39,6 +40,7 @@ from model_store.errors import (
     SourceRefused,
     VersionNotFound,
 )
+from model_store.fetching import fetch
 from model_store.fitting import Plan
 from model_store.golden import answered
 from model_store.lateness import GOLDEN_ROWS
@@ -277,13 +279,41 @@ def test_an_archive_of_every_kind_is_whole_and_reproduces_its_golden_set(
 def test_any_machine_can_fetch_the_archive_by_model_version_and_digest(
     tracking_uri: str, packaged: PackagedVersion, home: Path, tmp_path: Path
 ) -> None:
-    registry = Registry(tracking_uri)
-    assert registry.resolve("models:/flights/1").digest == packaged.digest
-    fetched = registry.fetch_archive("flights", 1, packaged.digest, tmp_path)
+    assert Registry(tracking_uri).resolve("models:/flights/1").digest == packaged.digest
+    fetched = fetched_from(tracking_uri, home, packaged.digest, tmp_path)
     assert fetched.read_bytes() == packaged.archive.read_bytes()
-    assert verify_archive(fetched, "flights", 1, packaged.digest, load_trusted(home / "trust")).version == 1
-    with pytest.raises(ArtifactMissing, match=r"archives/flights-1-000000000000\.mar"):
-        registry.fetch_archive("flights", 1, "sha256:" + "0" * 64, tmp_path)
+    assert signature_path(fetched).read_bytes() == signature_path(packaged.archive).read_bytes()
+    other = r"archives/flights-1-000000000000\.mar; the archive last made of flights version 1 is " + packaged.digest
+    with pytest.raises(FetchFailed, match=other):
+        fetched_from(tracking_uri, home, "sha256:" + "0" * 64, tmp_path)
+    # What is there is right, and asks for no registry.
+    assert fetched_from("http://127.0.0.1:1", home, packaged.digest, tmp_path) == fetched
+
+
+def test_fetching_an_archive_takes_no_pytorch_and_no_whole_mlflow(
+    tracking_uri: str, packaged: PackagedVersion, home: Path, tmp_path: Path
+) -> None:
+    absent = ("torch", "pandas", "sklearn", "flask", "sqlalchemy", "mlflow.models.signature", "mlflow.pytorch")
+    program = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nfrom deploy.cli import main\nmain()"
+    keys = "".join(path.read_text() for path in (home / "trust").iterdir())
+    given = {"STATE_DIR": str(tmp_path), "MLFLOW_URI": tracking_uri, "TRUSTED_KEYS": keys}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "fetch", "flights", "1", packaged.digest],
+        env={"PATH": os.environ["PATH"], **{f"SHIPWAY_{name}": value for name, value in given.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    archive = tmp_path / "archives" / packaged.archive.name
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{archive}\n", "")
+    assert archive.read_bytes() == packaged.archive.read_bytes()
+
+
+def fetched_from(tracking_uri: str, home: Path, digest: str, into: Path) -> Path:
+    def download(archive: Path) -> None:
+        Registry(tracking_uri).download_archive("flights", 1, archive)
+
+    return fetch(into, "flights", 1, digest, load_trusted(home / "trust"), download)
 
 
 def test_an_archive_altered_in_the_registry_is_refused_and_nothing_is_kept(
@@ -293,8 +323,8 @@ def test_an_archive_altered_in_the_registry_is_refused_and_nothing_is_kept(
     before = stored.read_bytes()
     try:
         stored.write_bytes(before[:-1])
-        with pytest.raises(ArchiveRefused, match="another file under its name") as caught:
-            Registry(tracking_uri).fetch_archive("flights", 1, packaged.digest, tmp_path)
+        with pytest.raises(ArchiveRefused, match="altered or is incomplete") as caught:
+            fetched_from(tracking_uri, home, packaged.digest, tmp_path)
     finally:
         stored.write_bytes(before)
     assert caught.value.expected == packaged.digest
@@ -313,7 +343,7 @@ def test_other_worker_settings_are_another_archive(
     )
     assert other.digest != packaged.digest
     assert b"maxWorkers: 4" in read_member(other.archive, "model-config.yaml")
-    assert Registry(tracking_uri).fetch_archive("flights", 1, packaged.digest, home / "first").is_file()
+    assert fetched_from(tracking_uri, home, packaged.digest, home / "first").is_file()
 
 
 def test_the_whole_training_beats_the_delay_alone_and_is_a_second_version(

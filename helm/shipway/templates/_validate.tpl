@@ -47,8 +47,10 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- $problems = append $problems "model.name is empty: it must be a registered name in MLflow" }}
 {{- end }}
 {{- range $path, $model := $models }}
-{{- if not (regexMatch "^[1-9][0-9]*$" (toString ($model.version | default ""))) }}
-{{- $problems = append $problems (printf "%s.version is %q: it must be a version's number; an alias or `latest` moves, and a rollback would move with it" $path (toString ($model.version | default ""))) }}
+{{- /* A number of a values file is a float, which prints as 1e+06 from there on. */}}
+{{- $version := ternary (printf "%.10g" (float64 $model.version)) (toString ($model.version | default "")) (kindIs "float64" $model.version) }}
+{{- if not (regexMatch "^[1-9][0-9]*$" $version) }}
+{{- $problems = append $problems (printf "%s.version is %q: it must be a version's number; an alias or `latest` moves, and a rollback would move with it" $path $version) }}
 {{- end }}
 {{- if not (regexMatch "^sha256:[0-9a-f]{64}$" (toString $model.sha256)) }}
 {{- $problems = append $problems (printf "%s.sha256 is %q: it must be sha256: and 64 hex digits, as `shipway package` prints them" $path (toString $model.sha256)) }}
@@ -188,8 +190,8 @@ persitant_volume: use source.pvc for archives of yours, cache for fetched ones
 {{- if gt ($canary.weight | int) ($.Values.maxCanaryShare | int) }}
 {{- $problems = append $problems (printf "canary.weight is %d: it must not be more than maxCanaryShare, %d, for which its pods are counted" ($canary.weight | int) ($.Values.maxCanaryShare | int)) }}
 {{- end }}
-{{- if and $canary.enabled (eq (toString $canary.model.version) (toString $.Values.model.version)) }}
-{{- $problems = append $problems (printf "canary.model.version is %s, and model.version too: they must differ" (toString $canary.model.version)) }}
+{{- if and $canary.enabled (eq ($canary.model.version | int) ($.Values.model.version | int)) }}
+{{- $problems = append $problems (printf "canary.model.version is %d, and model.version too: they must differ" ($canary.model.version | int)) }}
 {{- end }}
 {{- toJson $problems }}
 {{- end }}

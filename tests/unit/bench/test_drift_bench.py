@@ -9,6 +9,7 @@ from rich.console import Console
 
 from monitoring import drift
 from monitoring.config import Config
+from tests.bench import parts
 from tests.bench.drift import __main__ as bench
 from tests.bench.drift.alerts import Windows, episodes, firing, known_dispersion, lasting
 from tests.bench.drift.delays import first
@@ -107,7 +108,7 @@ def test_a_missed_bar_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setenv("SHIPWAY_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(bench, "PARTS", {"one": part})
-    monkeypatch.setattr(bench, "use_two_cores", lambda: [0, 1])
+    monkeypatch.setattr(parts, "use_two_cores", lambda: [0, 1])
     monkeypatch.setattr("sys.argv", ["drift-bench"])
     monkeypatch.setattr(bench, "Console", lambda: Console(quiet=True))
     assert bench.main() == 1

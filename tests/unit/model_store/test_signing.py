@@ -70,3 +70,18 @@ def test_a_private_key_that_is_missing_or_of_another_kind_is_refused(tmp_path: P
     other.write_bytes(X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     with pytest.raises(KeyUnusable, match="it holds a X25519PrivateKey"):
         sign(b"", other)
+
+
+def test_keys_in_a_text_are_trusted_beside_those_of_the_directory(tmp_path: Path) -> None:
+    names = [create_key(tmp_path / f"{each}.pem", tmp_path / each) for each in ("a", "b", "c")]
+    first, second = ((tmp_path / each / f"{name}.pem").read_text() for each, name in zip("ab", names, strict=False))
+    assert sorted(load_trusted(tmp_path / "c", f"{first}\n  \n{second}")) == sorted(names)
+    assert list(load_trusted(tmp_path / "none")) == []
+    for text, words in {
+        "key": "beside 0 keys it has 'key'",
+        f"{first} and": "beside 1 keys it has 'and'",
+        "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----": "the key in SHIPWAY_TRUSTED_KEYS cannot be used",
+        (tmp_path / "a.pem").read_text(): "wanted an Ed25519 public key",
+    }.items():
+        with pytest.raises(KeyUnusable, match=words):
+            load_trusted(tmp_path / "none", text)

@@ -42,7 +42,7 @@ def reconciler(layout: Layout, edge: Edge, endpoint: DesiredEndpoint, published:
     nobody: Any = None
     places: Any = Sockets()
     found = Reconciler(
-        layout, edge, nobody, places, nobody, Path(), Path(), 1.0, lambda: published.append("now"), Agreement()
+        layout, edge, nobody, places, nobody, Path(), dict, 1.0, lambda: published.append("now"), Agreement(), nobody
     )
     profile = Profile(rows=0, features=())
     for version in (1, 2, 3):
