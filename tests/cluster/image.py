@@ -71,7 +71,7 @@ def _files() -> Iterator[Path]:
 def on_node(cluster: Cluster) -> set[str]:
     """Names of the images that the node has."""
     images = cluster.json("get", "nodes")["items"][0]["status"].get("images", [])
-    return {name for one in images for name in one.get("names", [])}
+    return {name for one in images for name in one.get("names") or ()}
 
 
 def _build(wanted: Image, archive: Path) -> None:

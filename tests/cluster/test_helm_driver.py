@@ -81,8 +81,8 @@ class Bench:
             "insecure": True,
             "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
             "fetch": {"resources": {}},
-            "startup": {"budgetSeconds": 8},
-            "progressDeadlineSeconds": 12,
+            "startup": {"budgetSeconds": 10},
+            "progressDeadlineSeconds": 14,
             "drain": {"preStopSeconds": 1, "requestTimeoutSeconds": 2},
             **changes,
         }

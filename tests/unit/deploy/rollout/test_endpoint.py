@@ -20,7 +20,7 @@ from deploy.errors import (
     RolloutUnfinished,
     TakenOver,
 )
-from deploy.node.desired import Mirror, serve
+from deploy.node.desired import DesiredEndpoint, DesiredVersion, Mirror, change, serve
 from deploy.rollout import run
 from deploy.rollout.record import ENDED, Outcome
 from tests.unit.deploy.rollout.bench import MODEL, ONE, THREE, TWO, Bench, Killed
@@ -98,7 +98,8 @@ def test_a_candidate_that_somebody_took_out_of_service_is_not_ready(bench: Bench
 
     def by_hand(name: str) -> None:
         if name == "tell JUDGING":
-            serve(path, MODEL, 1, ONE.digest)
+            alone = DesiredEndpoint(model=MODEL, versions=(DesiredVersion(version=1, digest=ONE.digest, weight=100),))
+            change(path, MODEL, lambda _: alone)
 
     bench.meanwhile = by_hand
     bench.verdicts = {0: ["roll back"]}
