@@ -21,8 +21,10 @@ from deploy.drill.commands import drill
 from deploy.errors import ShipwayError
 from deploy.golden_command import golden
 from deploy.planning.commands import plan
+from deploy.rollout import places
 from deploy.rollout.commands import history, rollback, rollout
 from deploy.rollout.copies import PLACE_NAMES
+from deploy.rollout.places import release_options
 from deploy.scopes import SCOPES, Scope
 from deploy.settings import Settings, read_settings, variable
 from model_store.errors import ModelStoreError
@@ -33,6 +35,8 @@ from monitoring.errors import MonitoringError
 
 if TYPE_CHECKING:
     from deploy.drift import Question
+    from deploy.kubernetes.status import ReleaseStatus
+    from deploy.stack import Status
 
 OURS = frozenset({"deploy", "handlers", "model_store", "monitoring"})
 
@@ -101,13 +105,23 @@ def down(settings: Settings) -> None:
 
 
 @cli.command()
+@release_options
+@click.option("--adopt", is_flag=True, help="Of a release: write into the ledger what it serves, and move the alias.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @pass_settings
-def status(settings: Settings, *, as_json: bool) -> None:
-    """Say which programs run, where they answer, and which models are loaded."""
-    from deploy import stack
+def status(settings: Settings, *, adopt: bool, as_json: bool) -> None:
+    """Say which programs run, where they answer, and which models are loaded; or how a Helm release is."""
+    found: Status | ReleaseStatus
+    if settings.helm_release is not None:
+        from deploy.kubernetes.status import read_status
 
-    found = stack.status(settings)
+        found = read_status(settings, adopt=adopt)
+    elif adopt:
+        raise click.UsageError("--adopt is for a Helm release: name it with --release")
+    else:
+        from deploy import stack
+
+        found = stack.status(settings)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -344,6 +358,7 @@ def courier(settings: Settings) -> None:
 
 
 @cli.command()
+@release_options
 @click.option("--to", "only", type=click.Choice(PLACE_NAMES), help="This place alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @pass_settings
@@ -354,7 +369,8 @@ def deliver(settings: Settings, only: str | None, *, as_json: bool) -> None:
     if only == "grafana" and not settings.grafana_url:
         raise click.UsageError(f"no Grafana is configured; name it in {variable('grafana_url')}")
     wanted = {name: reach for name, reach in copies.places(settings).items() if only in (None, name)}
-    found = {name: copies.deliver(settings.rollouts_dir, name, reach) for name, reach in wanted.items()}
+    ledgers = places.ledgers(settings)
+    found = {name: copies.deliver(ledgers, settings.rollouts_dir, name, reach) for name, reach in wanted.items()}
     if as_json:
         click.echo(json.dumps({name: asdict(each) for name, each in found.items()}, indent=2))
     for name, each in {} if as_json else found.items():

@@ -28,6 +28,15 @@
     │   ├── NotServed           a model has no version in service to go by
     │   ├── DrillRuns           another process drills the same model
     │   └── RehearsalFailed     a version did not answer in a process of its own
+    ├── ReleaseError            a Helm release, or the cluster that it is in
+    │   ├── HelmMissing         no usable helm program
+    │   ├── HelmFailed          helm did not do what it was told
+    │   ├── ClusterUnusable     the Kubernetes API does not answer, or refuses
+    │   ├── ReleaseMissing      no such release, or none of our chart
+    │   ├── ReleaseServesOther  the release serves another model
+    │   ├── ReleasePending      another helm is at work on the release, or was killed
+    │   ├── ReleaseUnsuited     what is asked does not fit the release
+    │   └── ReleaseAmbiguous    what the release serves cannot be adopted
     ├── StackError              the programs that `shipway up` runs
     │   ├── SocketPathTooLong   the run directory leaves no room for a socket's name
     │   ├── PortTaken           another process listens where one of our programs should
@@ -157,7 +166,7 @@ class RolloutError(ShipwayError):
 
 
 class LedgerUnusable(RolloutError):
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"the ledger {path} cannot be used: {reason}")
 
 
@@ -261,6 +270,72 @@ class RehearsalFailed(RolloutError):
         self.reason = reason
         tail = "\n".join(f"  | {line}" for line in log.splitlines()[-12:]) or "  | (nothing)"
         super().__init__(f"version {version} was not asked to the end: {reason}. The end of what it said:\n{tail}")
+
+
+class ReleaseError(ShipwayError):
+    """Something about a Helm release, or the cluster that it is in."""
+
+
+class HelmMissing(ReleaseError):
+    def __init__(self, program: str, found: str) -> None:
+        self.program = program
+        super().__init__(
+            f"{program} is no usable helm: {found}. Wanted is Helm 3 (3.14 or newer) or Helm 4; "
+            "install one, or name it in SHIPWAY_HELM"
+        )
+
+
+class HelmFailed(ReleaseError):
+    def __init__(self, command: str, words: str) -> None:
+        self.command = command
+        self.words = words
+        super().__init__(f"{command} failed: {words}")
+
+
+class ClusterUnusable(ReleaseError):
+    def __init__(self, asked: str, reason: str) -> None:
+        self.asked = asked
+        super().__init__(
+            f"the Kubernetes API did not do it ({asked}): {reason}. It is found as kubectl finds it: by KUBECONFIG and "
+            "the current context"
+        )
+
+
+class ReleaseMissing(ReleaseError):
+    def __init__(self, release: str, namespace: str, found: str) -> None:
+        self.release = release
+        super().__init__(
+            f"the namespace {namespace} has no release {release} of the chart shipway: {found}. Install it first: "
+            f"helm install {release} CHART --namespace {namespace} --values VALUES; or name another with --release and "
+            "--namespace (SHIPWAY_HELM_RELEASE, SHIPWAY_HELM_NAMESPACE)"
+        )
+
+
+class ReleaseServesOther(ReleaseError):
+    def __init__(self, release: str, found: str, asked: str) -> None:
+        super().__init__(f"the release {release} serves the model {found}, and not {asked}; a release has one endpoint")
+
+
+class ReleasePending(ReleaseError):
+    def __init__(self, release: str, status: str, model: str) -> None:
+        self.status = status
+        super().__init__(
+            f"the release {release} is {status}: another helm is at work on it, or was killed. If none is at work, "
+            f"give it back its last good state: shipway rollback {model} --yes"
+        )
+
+
+class ReleaseUnsuited(ReleaseError):
+    def __init__(self, release: str, problem: str, remedy: str) -> None:
+        super().__init__(f"the release {release} {problem}; {remedy}")
+
+
+class ReleaseAmbiguous(ReleaseError):
+    def __init__(self, release: str, found: str, ledger: str, model: str) -> None:
+        super().__init__(
+            f"the release {release} has {found}, and the ledger says {ledger}: which of them is meant is not to be "
+            f"guessed. Go back to the last good version: shipway rollback {model}"
+        )
 
 
 class StackError(ShipwayError):

@@ -1,10 +1,12 @@
 """Our own processes among all others: found by a mark in their environment, ended without touching a stranger's."""
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -17,8 +19,23 @@ from deploy.programs import Listener
 # SHIPWAY_, which is for settings.
 MARK = "STACK_OF_SHIPWAY"
 
+_PR_SET_PDEATHSIG = 1
+
 # SIGKILL works at once, except on a process that waits for a disk.
 KILL_WITHIN_SECONDS = 5
+
+
+def dies_with_us(number: signal.Signals) -> Callable[[], None]:
+    """What a child does between fork and exec, so that it gets this signal when we die, even by SIGKILL."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+
+    def in_the_child() -> None:  # without allocating: other threads may have held locks
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before the request was in place
+
+    return in_the_child
 
 
 def marked(state_dir: Path) -> list[psutil.Process]:

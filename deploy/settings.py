@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         default="127.0.0.1",
         description="The IP address of the metrics port: plain HTTP to whoever reaches it, with names and numbers.",
     )
-    metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz and /metrics.")
+    metrics_port: Port = Field(default=8082, description="The node's port for /livez, /readyz, /actual and /metrics.")
     peer_port: Port | None = Field(
         **_off(),
         description=(
@@ -147,6 +147,18 @@ class Settings(BaseSettings):
         **_off(),
         description="A YAML file with steps and limits of rollouts other than the defaults (deploy/rollout/README.md).",
     )
+    helm_release: str | None = Field(
+        **_off(),
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$",
+        description="The Helm release whose versions are rolled out, instead of those of the node of this machine.",
+    )
+    helm_namespace: str | None = Field(
+        **_off(),
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
+        description="The namespace of `helm_release`; without it that of the current context.",
+    )
+    helm_chart: Path | None = Field(**_off(), description="The chart of `helm_release`; without it the one shipped.")
+    helm: str = Field(default="helm", description="The program helm: 3.14 or newer, or 4.")
     grafana_url: str | None = Field(**_off(), description="The start page of the Grafana that gets the dashboards.")
     grafana_token_file: Path | None = Field(
         **_off(), description="The token of a Grafana service account with the role Admin, in a file of mode 0600."

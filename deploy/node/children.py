@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from deploy.processes import dies_with_us
+
 logger = logging.getLogger(__name__)
 
 SOON_SECONDS = 5.0
 """Who dies within this time of its start has died for good: to start it again would not help."""
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,6 @@ async def start(
     name: str, command: Sequence[str], *, log: Path, directory: Path, environment: Mapping[str, str]
 ) -> Child:
     """Start `command` in `directory` with its output appended to `log`."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    launcher = os.getpid()
-
-    def die_with_launcher() -> None:
-        # In the child, between fork and exec. The kernel sends the signal even if the launcher was killed by SIGKILL.
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != launcher:
-            os._exit(1)  # it died before the request was in place
-
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
@@ -127,6 +118,6 @@ async def start(
             cwd=directory,
             env=dict(environment),
             start_new_session=True,  # a terminal's Ctrl-C is for the launcher, which then drains
-            preexec_fn=die_with_launcher,  # one thread at this point, and no allocation in it
+            preexec_fn=dies_with_us(signal.SIGKILL),
         )
     return Child(name, process, log)

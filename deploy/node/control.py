@@ -52,7 +52,7 @@ class NodeView(Protocol):
 
 
 def watch_app(view: NodeView, metrics: Callable[[], Awaitable[bytes]]) -> web.Application:
-    """/livez, /readyz and /metrics on the node's own port."""
+    """/livez, /readyz, /actual and /metrics on the node's own port."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="live\n")
@@ -62,12 +62,16 @@ def watch_app(view: NodeView, metrics: Callable[[], Awaitable[bytes]]) -> web.Ap
         lines = ["ready" if actual.ready else actual.reason, *(f"warning: {each}" for each in actual.warnings)]
         return web.Response(text="\n".join(lines) + "\n", status=200 if actual.ready else 503)
 
+    async def actual(_: web.Request) -> web.Response:
+        return web.Response(text=view.actual().model_dump_json(), content_type=JSON)
+
     async def scrape(_: web.Request) -> web.Response:
         return web.Response(body=await metrics(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
 
     app = web.Application()
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
+    app.router.add_get("/actual", actual)
     app.router.add_get("/metrics", scrape)
     return app
 

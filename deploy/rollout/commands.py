@@ -6,10 +6,14 @@ Exit codes of a rollout: 0 promoted, 3 held, 4 rolled back or taken over by some
 import json
 import re
 import sys
+from collections.abc import Callable
 
 import click
 from rich.console import Console
 
+from deploy.rollout import places
+from deploy.rollout.ledger import AnyLedger
+from deploy.rollout.places import release_options
 from deploy.rollout.record import Entry, read_percent
 from deploy.settings import Settings
 
@@ -44,6 +48,7 @@ def _percent(_: click.Context, __: click.Parameter, value: str) -> int:
 @click.option("--allow-breaking", is_flag=True, help="Also where the champion's clients would break: see plan.")
 @click.option("--resume", is_flag=True, help="Go on with the rollout that was left or held.")
 @click.option("--yes", "-y", is_flag=True, help="Ask nothing: Ctrl-C rolls back at once.")
+@release_options
 @json_lines
 @pass_settings
 def rollout(
@@ -63,14 +68,13 @@ def rollout(
     if resume and shadow:
         raise click.UsageError("--shadow is for a new rollout; one that is resumed keeps its own")
     from deploy.errors import TakenOver
-    from deploy.rollout import here
     from deploy.rollout.display import display
     from deploy.rollout.interrupts import Interrupts
 
-    candidate = None if version is None else here.release(settings, name, version)
+    candidate = None if version is None else places.release(settings, name, version)
     interrupts = Interrupts(lambda words: click.echo(words, err=True), ask=sys.stdin.isatty() and not yes)
     with interrupts.heard(), display(Console(), as_json=as_json) as tell:
-        endpoint = here.endpoint(settings, name, tell=tell, wish=interrupts.wish)
+        endpoint = places.endpoint(settings, name, tell=tell, wish=interrupts.wish, take_over=taking_over(yes=yes))
         try:
             if candidate is None:
                 entry = endpoint.resume()
@@ -79,7 +83,10 @@ def rollout(
         except TakenOver as error:
             click.echo(f"shipway: {error}", err=True)
             sys.exit(ROLLED_BACK)
-    _tell_disagreements(settings, entry, as_json=as_json)
+    if settings.helm_release is None:
+        _tell_disagreements(settings, entry, as_json=as_json)
+    else:
+        deliver_now(settings, endpoint.ledger)
     if entry.state == "HELD":
         click.echo(
             f"The traffic stays as it is. Judge on with: shipway rollout {name} --resume; "
@@ -108,29 +115,51 @@ def _tell_disagreements(settings: Settings, entry: Entry, *, as_json: bool) -> N
 @click.command()
 @click.argument("name")
 @click.option("--to", type=click.IntRange(min=1), help="The version.  [default: the last good one]")
+@click.option("--yes", "-y", is_flag=True, help="Ask nothing: take over a release at which a helm was at work.")
+@release_options
 @json_lines
 @pass_settings
-def rollback(settings: Settings, name: str, to: int | None, *, as_json: bool) -> None:
+def rollback(settings: Settings, name: str, to: int | None, *, yes: bool, as_json: bool) -> None:
     """Give all traffic of the model NAME back to its last good version; asks neither MLflow nor Prometheus."""
-    from deploy.rollout import here
     from deploy.rollout.display import display
 
     with display(Console(), as_json=as_json) as tell:
-        entry = here.endpoint(settings, name, tell=tell).roll_back(to)
+        endpoint = places.endpoint(settings, name, tell=tell, take_over=taking_over(yes=yes))
+        entry = endpoint.roll_back(to)
     if not as_json:
         click.echo(f"{name}: {entry.words}, after {entry.detail['seconds']} s")
+    if settings.helm_release is not None:
+        deliver_now(settings, endpoint.ledger)
+
+
+def taking_over(*, yes: bool) -> Callable[[str], bool]:
+    """Whether to go on where a helm was at work on the release: ask who can be asked."""
+
+    def ask(words: str) -> bool:
+        return yes or (sys.stdin.isatty() and click.confirm(f"{words} Take over?", err=True))
+
+    return ask
+
+
+def deliver_now(settings: Settings, ledger: AnyLedger) -> None:
+    """Copy a release's ledger to MLflow and Grafana, since no courier does. What fails can be done later."""
+    from deploy.rollout import copies
+
+    for name, reach in copies.places(settings).items():
+        for problem in copies.deliver([ledger], settings.rollouts_dir, name, reach).problems:
+            click.echo(f"shipway: not copied to {name} yet: {problem}. Later: shipway deliver", err=True)
 
 
 @click.command()
 @click.argument("name")
+@release_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array, for programs.")
 @pass_settings
 def history(settings: Settings, name: str, *, as_json: bool) -> None:
     """Say what was rolled out, judged and rolled back of the model NAME, by whom and why."""
     from deploy.rollout import display
-    from deploy.rollout.ledger import Ledger
 
-    entries = Ledger(settings.rollouts_dir, name).entries()
+    entries = places.ledger(settings, name).entries()
     if as_json:
         click.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
     elif entries:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from deploy.errors import LedgerUnusable, ShipwayError
-from deploy.rollout.ledger import Ledger, models
+from deploy.errors import LedgerUnusable, ReleaseError, ShipwayError
+from deploy.rollout.ledger import AnyLedger, ledgers_in
 from deploy.rollout.record import Entry, Release, State, Verdict
 from deploy.settings import Settings
 from model_store.errors import ModelStoreError
@@ -65,20 +65,24 @@ def places(settings: Settings) -> dict[PlaceName, Callable[[], Place]]:
 
 def waiting(directory: Path, name: PlaceName) -> bool:
     """Whether any ledger has an entry that the place lacks, or cannot be read: `deliver` says why."""
-    return any(_waits(Ledger(directory, model), name) for model in models(directory))
+    return any(_waits(ledger, name) for ledger in ledgers_in(directory))
 
 
-def _waits(ledger: Ledger, name: PlaceName) -> bool:
+def _waits(ledger: AnyLedger, name: PlaceName) -> bool:
     try:
         return bool(ledger.undelivered(name))
     except LedgerUnusable:
         return True
 
 
-def deliver(directory: Path, name: PlaceName, reach: Callable[[], Place]) -> Delivered:
-    """Copy what the place lacks, model by model. A problem of one model does not hold up the others."""
-    if not waiting(directory, name):
+def deliver(ledgers: Sequence[AnyLedger], directory: Path, name: PlaceName, reach: Callable[[], Place]) -> Delivered:
+    """Copy what the place lacks, model by model; a lock is made in `directory`.
+
+    A problem of one model does not hold up the others.
+    """
+    if not any(_waits(ledger, name) for ledger in ledgers):
         return Delivered(0, ())
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (directory / f"delivery-to-{name}").open("w") as lock:
         # One at a time: two would each find nothing of an entry there, and copy it twice.
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,16 +91,16 @@ def deliver(directory: Path, name: PlaceName, reach: Callable[[], Place]) -> Del
         except (ModelStoreError, MonitoringError, ShipwayError) as error:
             return Delivered(0, (str(error),))
         copied, problems = 0, []
-        for model in models(directory):
+        for ledger in ledgers:
             try:
-                for _ in _copying(Ledger(directory, model), name, place):
+                for _ in _copying(ledger, name, place):
                     copied += 1
-            except (ModelStoreError, MonitoringError, LedgerUnusable) as error:
-                problems.append(f"{model}: {error}")
+            except (ModelStoreError, MonitoringError, LedgerUnusable, ReleaseError) as error:
+                problems.append(f"{ledger.model}: {error}")
         return Delivered(copied, tuple(problems))
 
 
-def _copying(ledger: Ledger, name: PlaceName, place: Place) -> Iterator[Entry]:
+def _copying(ledger: AnyLedger, name: PlaceName, place: Place) -> Iterator[Entry]:
     """Copy what the place lacks of one ledger, the oldest first; gives what was copied."""
     lacking = ledger.undelivered(name)
     entries = ledger.entries() if lacking else []

@@ -11,6 +11,7 @@ from deploy.errors import LoadFailed
 from deploy.node.desired import (
     Actual,
     ActualEndpoint,
+    ActualVersion,
     DesiredEndpoint,
     DesiredVersion,
     Mirror,
@@ -19,7 +20,7 @@ from deploy.node.desired import (
     running,
 )
 from deploy.rollout.machine import Traffic
-from deploy.rollout.record import Record, Release
+from deploy.rollout.record import Record, Release, Step
 
 NODE_BACK_WITHIN_SECONDS = 30.0
 """A node that was killed is started again by who supervises it."""
@@ -37,6 +38,13 @@ class Serving(Record):
 
 
 class Driver(Protocol):
+    @property
+    def patience_seconds(self) -> float:
+        """In which traffic that was asked for is in force, or never will be."""
+
+    def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Those steps that can be carried out; raises ReleaseError if no rollout can be."""
+
     def serving(self, model: str) -> Serving: ...
 
     def ask(self, model: str, traffic: Traffic) -> None:
@@ -45,9 +53,15 @@ class Driver(Protocol):
     def reached(self, model: str, traffic: Traffic) -> bool:
         """Whether this traffic is in force. Raises LoadFailed, with the reason, if it will never be."""
 
+    def leave(self) -> None:
+        """Stop working on what was asked, because somebody else works on something else now."""
+
 
 class Local:
     """The node of this machine."""
+
+    patience_seconds = 180.0
+    """More than the node gives a version to load and to reproduce its golden set."""
 
     def __init__(self, desired_file: Path, actual_file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._desired_file = desired_file
@@ -55,6 +69,12 @@ class Local:
         self._clock = clock
         self._seen = clock()
         """When a node ran last."""
+
+    def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return steps
+
+    def leave(self) -> None:
+        """It is the node that works, and it reads what is asked last."""
 
     def serving(self, model: str) -> Serving:
         endpoint = read_desired(self._desired_file).endpoint(model)
@@ -81,9 +101,11 @@ class Local:
         weights = {(one.version, one.digest): one.weight for one in found.versions}
         if asked.keys() != weights.keys():
             return False  # the node has not read it yet
-        if failed := [one for one in found.versions if one.state == "FAILED"]:
+        # What stays warm beside the version that serves must not hold up a promotion.
+        needed = [one for one in found.versions if traffic.guarded or _release(one) == traffic.serving]
+        if failed := [one for one in needed if one.state == "FAILED"]:
             raise LoadFailed(failed[0].reason)
-        ready = all(one.state == "READY" for one in found.versions)
+        ready = all(one.state == "READY" for one in needed)
         extras = (found.fallback, found.mirror) == ((wanted.fallback, wanted.mirror) if wanted else (None, None))
         return ready and asked == weights and extras
 
@@ -99,7 +121,7 @@ def _in_force(actual: Actual | None, model: str) -> ActualEndpoint:
     return found or ActualEndpoint(model=model, versions=())
 
 
-def _release(version: DesiredVersion) -> Release:
+def _release(version: DesiredVersion | ActualVersion) -> Release:
     return Release(version=version.version, digest=version.digest)
 
 

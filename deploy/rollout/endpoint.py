@@ -23,7 +23,7 @@ from deploy.errors import (
 from deploy.rollout import machine
 from deploy.rollout.driver import Driver
 from deploy.rollout.interrupts import Wish
-from deploy.rollout.ledger import Ledger, Writer, unfinished, whoami
+from deploy.rollout.ledger import AnyLedger, AnyWriter, unfinished, whoami
 from deploy.rollout.machine import Move
 from deploy.rollout.policy import Policy
 from deploy.rollout.record import Entry, Kind, Release, Verdict
@@ -38,7 +38,7 @@ class Endpoint:
     """One model's rollouts. Every method raises RolloutError or NodeError."""
 
     model: str
-    ledger: Ledger
+    ledger: AnyLedger
     driver: Driver
     locks_dir: Path
     packaged: Callable[[int], Release]
@@ -143,7 +143,7 @@ class Endpoint:
             serve()
         return entry
 
-    def _champion(self, ledger: Ledger | Writer, candidate: Release) -> Release | None:
+    def _champion(self, ledger: AnyLedger | AnyWriter, candidate: Release) -> Release | None:
         """What the candidate would follow; None if it is the first. Raises RolloutUnfinished or AlreadyServes."""
         _refuse_unfinished(ledger.newest())
         champion = self._current(ledger)
@@ -155,7 +155,7 @@ class Endpoint:
         if champion and not allow and (problems := self.breaking(champion, candidate)):
             raise BreaksClients(self.model, candidate.version, problems)
 
-    def _current(self, ledger: Ledger | Writer) -> Release | None:
+    def _current(self, ledger: AnyLedger | AnyWriter) -> Release | None:
         """Who has the traffic: the ledger says so, and the desired state only where there is no ledger yet."""
         newest = ledger.newest()
         return machine.serves(newest) if newest else self.driver.serving(self.model).champion
@@ -182,7 +182,7 @@ class Endpoint:
             return entry
 
     def _begin(
-        self, writer: Writer, kind: Kind, champion: Release | None, candidate: Release | None, move: Move
+        self, writer: AnyWriter, kind: Kind, champion: Release | None, candidate: Release | None, move: Move
     ) -> Entry:
         """A rollout's first entry, and the traffic that belongs to it."""
         number = writer.next_number()
@@ -203,7 +203,7 @@ class Endpoint:
 
     def _run(self, shadow: int) -> Run:
         policy = self.read_policy()
-        steps = machine.shadowed(policy.steps, shadow)
+        steps = self.driver.feasible(machine.shadowed(policy.steps, shadow))
         judge = self.judging(policy.model_copy(update={"steps": steps}))
         return Run(self.ledger, self.driver, steps, judge, self.tell, self.wish)
 

@@ -11,7 +11,9 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from deploy.errors import LedgerUnusable
 from deploy.rollout.record import ENDED, Entry
@@ -38,6 +40,46 @@ def whoami() -> str:
 def models(directory: Path) -> list[str]:
     """Models that have a ledger."""
     return sorted(path.stem for path in directory.glob("*.db"))
+
+
+def ledgers_in(directory: Path) -> "list[Ledger]":
+    """Those of this machine."""
+    return [Ledger(directory, model) for model in models(directory)]
+
+
+class AnyWriter(Protocol):
+    """Appends while the lock is held."""
+
+    def entries(self) -> list[Entry]: ...
+
+    def newest(self) -> Entry | None: ...
+
+    def next_number(self) -> int:
+        """What the next entry is counted as."""
+
+    def append(self, entry: Entry) -> Entry:
+        """Write the entry under the next number, which replaces its own."""
+
+
+class AnyLedger(Protocol):
+    """An endpoint's ledger, wherever it is kept. Every method raises LedgerUnusable or ReleaseError."""
+
+    model: str
+
+    def entries(self) -> list[Entry]:
+        """All entries, the oldest first; none where nothing was ever written."""
+
+    def newest(self) -> Entry | None:
+        """The newest entry that says where a rollout stands; None where there was none."""
+
+    def writing(self) -> AbstractContextManager[AnyWriter]:
+        """Hold the exclusive lock: what is appended within is kept only if nothing is raised."""
+
+    def undelivered(self, place: str) -> list[Entry]:
+        """Entries that were not copied to `place` yet, the oldest first."""
+
+    def delivered(self, place: str, number: int) -> None:
+        """Note that the entry was copied to `place`."""
 
 
 class Ledger:

@@ -1,6 +1,6 @@
 r"""What comes next in a rollout, and what traffic belongs to where it stands. Pure: from entries to moves.
 
-    PENDING -> READY -> CANARY(step) -> JUDGING(step) -> ... -> PROMOTED
+    PENDING -> READY -> CANARY(step) -> JUDGING(step) -> ... -> PROMOTING -> PROMOTED
                                                  \-> HELD     \-> ROLLING_BACK -> ROLLED_BACK
 
 Each entry is written together with its traffic, and what follows begins when that traffic is in force. So a rollout
@@ -53,7 +53,7 @@ def shadowed(steps: tuple[Step, ...], percent: int) -> tuple[Step, ...]:
 def traffic(entry: Entry, steps: Sequence[Step]) -> Traffic:
     """Who gets the requests in the state of this entry."""
     champion, candidate = entry.champion, entry.candidate
-    if entry.state == "PROMOTED":
+    if entry.state in ("PROMOTING", "PROMOTED"):
         # A rollback that failed has nothing beside: it could not be loaded.
         return Traffic(serving=candidate, beside=champion if entry.kind in HAND else None)
     if entry.state in ("ROLLING_BACK", "ROLLED_BACK"):
@@ -78,6 +78,8 @@ def reached(entry: Entry, steps: Sequence[Step]) -> Move:
         return canary(0, steps)
     if entry.state == "CANARY":
         return Move(state="JUDGING", step=entry.step, words=f"{_shares(_step(entry, steps))}: judged from now on")
+    if entry.state == "PROMOTING":
+        return Move(state="PROMOTED", words=entry.words)
     if entry.state == "ROLLING_BACK":
         return Move(state="ROLLED_BACK", words=_all_on(entry.champion))
     raise ValueError(f"nothing follows {entry.state} by itself")
@@ -99,15 +101,16 @@ def judged(entry: Entry, verdict: Verdict, steps: Sequence[Step]) -> Move | None
         return back(entry, verdict.words, verdict)
     if entry.step + 1 < len(steps):
         return canary(entry.step + 1, steps, verdict)
-    return Move(state="PROMOTED", words=verdict.words, verdict=verdict)
+    return Move(state="PROMOTING", words=verdict.words, verdict=verdict)
 
 
 def failed(entry: Entry, reason: str) -> Move | None:
     """What follows when the entry's traffic cannot be had; None where there is nothing left to go back to."""
-    if entry.state == "ROLLING_BACK":
-        # Of a rollout the champion is what has served all the time: there is nothing better than asking once more.
+    if entry.kind == "rollback":
         staying = f"version {_version(entry.candidate)} keeps its traffic: {reason}"
-        return Move(state="PROMOTED", words=staying) if entry.kind == "rollback" else None
+        return Move(state="PROMOTING", words=staying) if entry.state == "ROLLING_BACK" else None
+    if entry.state == "ROLLING_BACK":
+        return None  # the champion is what has served all the time: there is nothing better than asking once more
     return back(entry, f"version {_version(entry.candidate)} did not come into service: {reason}")
 
 
@@ -122,6 +125,8 @@ def resumed(entry: Entry, steps: Sequence[Step]) -> Move | None:
         return None
     if entry.state == "ROLLING_BACK":
         return back(entry, f"resumed: {entry.words}")
+    if entry.state == "PROMOTING":
+        return Move(state="PROMOTING", words=entry.words)
     if entry.state in ("PENDING", "READY"):
         return Move(state="PENDING", words=f"resumed: load version {_version(entry.candidate)}")
     found = canary(_index(entry, steps), steps)

@@ -11,7 +11,9 @@ Outcome = Literal["promote", "hold", "roll back", "wait"]
 """`promote`: to the next step, or for good after the last; `wait`: undecided, and the step has time left."""
 CheckState = Literal["passed", "failed", "undecided", "no data", "not asked"]
 """`not asked`: it says nothing here (agreement without a shadow, quality without feedback)."""
-State = Literal["PENDING", "READY", "CANARY", "JUDGING", "HELD", "ROLLING_BACK", "ROLLED_BACK", "PROMOTED"]
+State = Literal[
+    "PENDING", "READY", "CANARY", "JUDGING", "HELD", "PROMOTING", "PROMOTED", "ROLLING_BACK", "ROLLED_BACK"
+]  # fmt: skip
 Kind = Literal["rollout", "rollback", "alert", "adopted"]
 ENDED: tuple[State, ...] = ("ROLLED_BACK", "PROMOTED")
 """A rollout in any other state is unfinished, and its endpoint takes no second one."""

@@ -13,15 +13,13 @@ from deploy.errors import LoadFailed, TakenOver
 from deploy.rollout import machine
 from deploy.rollout.driver import Driver
 from deploy.rollout.interrupts import Interrupted, Wish, obey
-from deploy.rollout.ledger import Ledger, whoami
+from deploy.rollout.ledger import AnyLedger, whoami
 from deploy.rollout.machine import Move
 from deploy.rollout.record import ENDED, Entry, Step, Verdict
 
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 """Between two judgements, and between two looks at whether somebody else took over."""
-IN_FORCE_WITHIN_SECONDS = 180.0
-"""More than the node gives a version to load and to reproduce its golden set."""
 
 
 class Judge(Protocol):
@@ -44,7 +42,7 @@ class Run:
     told to end.
     """
 
-    ledger: Ledger
+    ledger: AnyLedger
     driver: Driver
     steps: Sequence[Step]
     judge: Judge
@@ -56,9 +54,12 @@ class Run:
     def go_on(self, entry: Entry) -> Entry:
         """Take the rollout from its newest entry to where it ends or is held; returns that entry."""
         self.tell(entry, None, self.steps)
-        while entry.state not in (*ENDED, "HELD"):
-            entry = self.write(entry, self._next(entry))
-            self.tell(entry, None, self.steps)
+        try:
+            while entry.state not in (*ENDED, "HELD"):
+                entry = self.write(entry, self._next(entry))
+                self.tell(entry, None, self.steps)
+        finally:
+            self.driver.leave()
         return entry
 
     def write(self, entry: Entry, move: Move) -> Entry:
@@ -95,10 +96,11 @@ class Run:
         """Wait until the entry's traffic is in force."""
         wanted = machine.traffic(entry, self.steps)
         look = deadline = time.monotonic()
-        deadline += IN_FORCE_WITHIN_SECONDS
+        patience = self.driver.patience_seconds
+        deadline += patience
         while not self.driver.reached(entry.model, wanted):
             if time.monotonic() > deadline:
-                raise LoadFailed(f"the node did not do it within {IN_FORCE_WITHIN_SECONDS:g} s; see: shipway status")
+                raise LoadFailed(f"it was not done within {patience:g} s; see: shipway status")
             if time.monotonic() >= look:
                 self._still_ours(entry)
                 look = time.monotonic() + LOOK_SECONDS
@@ -129,10 +131,12 @@ class Run:
 
     def _lost_readiness(self, entry: Entry) -> str:
         """Why the candidate is not READY. A node that is being restarted has neither, and that condemns nobody."""
-        unready = self.driver.serving(entry.model).unready
-        if entry.candidate is None or entry.champion is None or entry.champion.version in unready:
+        found = self.driver.serving(entry.model)
+        if entry.candidate is None or entry.champion is None or entry.champion.version in found.unready:
             return ""
-        return unready.get(entry.candidate.version, "")
+        if entry.candidate not in (found.champion, *found.others):
+            return f"version {entry.candidate.version} is not in service any more: somebody else has taken it out"
+        return found.unready.get(entry.candidate.version, "")
 
     def _still_ours(self, entry: Entry) -> None:
         newest = self.ledger.newest()

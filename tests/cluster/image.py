@@ -37,7 +37,7 @@ class Image:
 def image(cluster: Cluster, state: Path) -> Image:
     """The image of this checkout, on the node of `cluster`; its archive stays below `state` for the next run."""
     found = Image(REPOSITORY, _content())
-    if str(found) in _on_node(cluster):
+    if str(found) in on_node(cluster):
         return found
     archive = state / f"{found.tag}.tar"
     if not archive.exists():
@@ -68,18 +68,19 @@ def _files() -> Iterator[Path]:
                 yield path
 
 
-def _on_node(cluster: Cluster) -> set[str]:
+def on_node(cluster: Cluster) -> set[str]:
+    """Names of the images that the node has."""
     images = cluster.json("get", "nodes")["items"][0]["status"].get("images", [])
-    return {name for one in images for name in one.get("names", [])}
+    return {name for one in images for name in one.get("names") or ()}
 
 
 def _build(wanted: Image, archive: Path) -> None:
-    environment = {**os.environ, "BASE": os.environ.get("BASE") or _base()}
+    environment = {**os.environ, "BASE": os.environ.get("BASE") or base()}
     command = [str(ROOT / ".ci" / "image"), sys.executable, str(wanted), str(archive)]
     subprocess.run(command, env=environment, stdout=sys.stderr, timeout=BUILD_SECONDS, check=True)
 
 
-def _base() -> str:
+def base() -> str:
     """The base that the Dockerfile names, or Debian with its own Python where no image registry is reached."""
     (named,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     builder = subprocess.run([ROOT / ".ci" / "builder"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()

@@ -118,7 +118,8 @@ def rolled_back_seconds(running: RunningNode, *arguments: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "state", ["PENDING", "READY", "CANARY 0", "JUDGING 0", "CANARY 1", "JUDGING 1", "ROLLING_BACK", "PROMOTED"]
+    "state",
+    ["PENDING", "READY", "CANARY 0", "JUDGING 0", "CANARY 1", "JUDGING 1", "PROMOTING", "ROLLING_BACK", "PROMOTED"],
 )
 @pytest.mark.parametrize("then", ["rollback", "resume"])
 def test_a_cli_killed_at_any_step_costs_nothing_and_one_command_ends_it(

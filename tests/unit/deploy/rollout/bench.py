@@ -58,6 +58,10 @@ class Bench:
     heard: list[str] = field(default_factory=list)
     """Why the candidate is not ready, as the judge was told."""
     routed: dict[str, DesiredEndpoint] = field(default_factory=dict)
+    largest_share: int = 100
+    """Of the requests, that a candidate may get."""
+    left: int = 0
+    """How often the driver was told to stop working."""
     meanwhile: Callable[[str], None] = lambda _: None
     """Called at every operation: what happens elsewhere."""
 
@@ -153,6 +157,14 @@ class _Driver:
     def __post_init__(self) -> None:
         directory = self.bench.directory
         self._local = Local(directory / "desired.json", directory / "actual.json")
+
+    patience_seconds = Local.patience_seconds
+
+    def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return tuple(step for step in steps if step.weight <= self.bench.largest_share)
+
+    def leave(self) -> None:
+        self.bench.left += 1
 
     def serving(self, model: str) -> Serving:
         self.bench.node()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.rollout.copies import Delivered, GrafanaCopies, MLflowCopies, Place, deliver, places, waiting
+from deploy.rollout.ledger import ledgers_in
 from deploy.rollout.record import Entry, Release
 from deploy.settings import Settings
 from model_store.errors import RegistryUnreachable
@@ -52,7 +53,7 @@ class Runs:
 def test_entries_are_copied_in_order_with_their_own_rollout_as_the_story(tmp_path: Path) -> None:
     found = ledger(tmp_path, entry("PENDING", 1.0), entry("PROMOTED", 2.0), entry("PENDING", 3.0, "r2"))
     place = Notebook()
-    assert deliver(tmp_path, "mlflow", lambda: place) == Delivered(3, ())
+    assert deliver(ledgers_in(tmp_path), tmp_path, "mlflow", lambda: place) == Delivered(3, ())
     assert place.got == [("flights", 1, [1]), ("flights", 2, [1, 2]), ("flights", 3, [3])]
     assert found.undelivered("mlflow") == []
     assert len(found.undelivered("grafana")) == 3
@@ -62,13 +63,13 @@ def test_what_failed_is_copied_later_from_where_it_stopped_and_holds_up_no_other
     ledger(tmp_path, *rolled_back())
     ledger(tmp_path, entry("PENDING", 1.0), model="topics")
     place = Notebook(fails=[("flights", 3)])
-    found = deliver(tmp_path, "grafana", lambda: place)
+    found = deliver(ledgers_in(tmp_path), tmp_path, "grafana", lambda: place)
     assert found.copied == 3
     assert [problem.partition(":")[0] for problem in found.problems] == ["flights"]
     assert [(model, number) for model, number, _ in place.got] == [("flights", 1), ("flights", 2), ("topics", 1)]
     assert waiting(tmp_path, "grafana")
     place.fails.clear()
-    assert deliver(tmp_path, "grafana", lambda: place) == Delivered(4, ())
+    assert deliver(ledgers_in(tmp_path), tmp_path, "grafana", lambda: place) == Delivered(4, ())
     assert [number for model, number, _ in place.got if model == "flights"] == [1, 2, 3, 4, 5, 6]
     assert not waiting(tmp_path, "grafana")
 
@@ -78,7 +79,7 @@ def test_ledger_that_cannot_be_read_is_named_and_holds_up_no_other_model(tmp_pat
     ledger(tmp_path, entry("PENDING", 1.0))
     place = Notebook()
     assert waiting(tmp_path, "mlflow")
-    found = deliver(tmp_path, "mlflow", lambda: place)
+    found = deliver(ledgers_in(tmp_path), tmp_path, "mlflow", lambda: place)
     assert (found.copied, place.got) == (1, [("flights", 1, [1])])
     (problem,) = found.problems
     assert problem.startswith(f"broken: the ledger {tmp_path / 'broken.db'} cannot be used")
@@ -88,16 +89,16 @@ def test_place_that_cannot_be_reached_is_said_in_words_and_asked_for_nothing_whe
     def reach() -> Place:
         raise RegistryUnreachable("http://mlflow", "refused")
 
-    assert deliver(tmp_path, "mlflow", reach) == Delivered(0, ())
+    assert deliver(ledgers_in(tmp_path), tmp_path, "mlflow", reach) == Delivered(0, ())
     ledger(tmp_path, entry("PENDING", 1.0))
-    (problem,) = deliver(tmp_path, "mlflow", reach).problems
+    (problem,) = deliver(ledgers_in(tmp_path), tmp_path, "mlflow", reach).problems
     assert "http://mlflow" in problem
 
 
 def test_run_says_who_what_and_why(tmp_path: Path) -> None:
     runs = Runs()
     ledger(tmp_path, *rolled_back())
-    assert deliver(tmp_path, "mlflow", lambda: MLflowCopies(runs)).copied == 6  # type: ignore[arg-type]
+    assert deliver(ledgers_in(tmp_path), tmp_path, "mlflow", lambda: MLflowCopies(runs)).copied == 6  # type: ignore[arg-type]
     rollouts, news = zip(*runs.told, strict=True)
     assert set(map(str, rollouts)) == {str(rollouts[0])}
     assert (rollouts[0].id, rollouts[0].started_at) == ("r1", 1000.0)
@@ -154,7 +155,7 @@ def test_annotations_are_the_moments_that_matter_and_stand_there_once(tmp_path: 
     with running(13) as stub:
         for _ in range(2):
             place = GrafanaCopies(Grafana.at(stub.url, ADMIN))
-            assert deliver(tmp_path, "grafana", lambda place=place: place).problems == ()  # type: ignore[misc]
+            assert deliver(ledgers_in(tmp_path), tmp_path, "grafana", lambda place=place: place).problems == ()  # type: ignore[misc]
             # As if every note had been lost by a kill.
             for one in found.entries():
                 place.copy(one, [])

@@ -92,6 +92,14 @@ def test_a_version_that_failed_is_told_with_the_nodes_reason(local: Local, tmp_p
     assert not local.reached(MODEL, Traffic(serving=ONE))  # which is an answer to an earlier question
 
 
+def test_what_stays_warm_holds_up_no_promotion(local: Local, tmp_path: Path) -> None:
+    says(tmp_path, (1, 0, "FAILED"), (2, 100, "READY"))
+    assert local.reached(MODEL, Traffic(serving=TWO, beside=ONE))
+    says(tmp_path, (1, 0, "READY"), (2, 100, "FAILED"))
+    with pytest.raises(LoadFailed, match="it is told"):
+        local.reached(MODEL, Traffic(serving=TWO, beside=ONE))
+
+
 def test_a_node_that_is_gone_gets_time_to_come_back_from_when_it_was_seen_last(tmp_path: Path) -> None:
     clock = iter([0.0, 1000.0, 1000.0 + NODE_BACK_WITHIN_SECONDS, 1001.0 + NODE_BACK_WITHIN_SECONDS])
     local = Local(tmp_path / "desired.json", tmp_path / "actual.json", lambda: next(clock))

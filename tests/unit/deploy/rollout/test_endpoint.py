@@ -20,13 +20,13 @@ from deploy.errors import (
     RolloutUnfinished,
     TakenOver,
 )
-from deploy.node.desired import Mirror, serve
+from deploy.node.desired import DesiredEndpoint, DesiredVersion, Mirror, change, serve
 from deploy.rollout import run
 from deploy.rollout.record import ENDED, Outcome
 from tests.unit.deploy.rollout.bench import MODEL, ONE, THREE, TWO, Bench, Killed
 
 STAYS = r"the rollout flights-r2 stays JUDGING .* shipway rollout flights --resume"
-STEPS = ["CANARY", "JUDGING"] * 3
+STEPS = [*["CANARY", "JUDGING"] * 3, "PROMOTING"]
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,27 @@ def test_the_champion_answers_what_the_candidate_loses_and_gets_no_copies(bench:
     ended = bench.desired()
     assert ended is not None
     assert ended.fallback is None
+
+
+def test_steps_that_cannot_be_carried_out_are_skipped(bench: Bench) -> None:
+    bench.largest_share = 50
+    assert bench.endpoint.roll_out(TWO).state == "PROMOTED"
+    assert bench.states[1:] == ["PENDING", "READY", *["CANARY", "JUDGING"] * 2, "PROMOTING", "PROMOTED"]
+    assert bench.left == 1
+
+
+def test_a_candidate_that_somebody_took_out_of_service_is_not_ready(bench: Bench) -> None:
+    path = bench.directory / "desired.json"
+
+    def by_hand(name: str) -> None:
+        if name == "tell JUDGING":
+            alone = DesiredEndpoint(model=MODEL, versions=(DesiredVersion(version=1, digest=ONE.digest, weight=100),))
+            change(path, MODEL, lambda _: alone)
+
+    bench.meanwhile = by_hand
+    bench.verdicts = {0: ["roll back"]}
+    assert bench.endpoint.roll_out(TWO).state == "ROLLED_BACK"
+    assert bench.heard == ["version 2 is not in service any more: somebody else has taken it out"]
 
 
 @pytest.mark.parametrize(

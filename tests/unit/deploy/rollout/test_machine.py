@@ -44,6 +44,7 @@ def entry(
         (entry("HELD", 7), Traffic(serving=ONE, beside=TWO, weight=100, guarded=True)),  # there are fewer steps by now
         (entry("ROLLING_BACK"), Traffic(serving=ONE)),
         (entry("ROLLED_BACK"), Traffic(serving=ONE)),
+        (entry("PROMOTING"), Traffic(serving=TWO, beside=ONE)),
         (entry("PROMOTED"), Traffic(serving=TWO, beside=ONE)),
         (entry("PENDING", champion=None), Traffic(serving=TWO)),
         (entry("PROMOTED", champion=None), Traffic(serving=TWO)),
@@ -61,6 +62,7 @@ def test_traffic_of_a_state(given: Entry, expected: Traffic) -> None:
         ("PENDING", None, ("READY", None)),
         ("READY", None, ("CANARY", 0)),
         ("CANARY", 2, ("JUDGING", 2)),
+        ("PROMOTING", None, ("PROMOTED", None)),
         ("ROLLING_BACK", 2, ("ROLLED_BACK", None)),
     ],
 )
@@ -82,7 +84,7 @@ def test_nothing_follows_a_state_by_itself_in_which_something_decides(state: Sta
         ("hold", 0, ("HELD", 0)),
         ("roll back", 1, ("ROLLING_BACK", 1)),
         ("promote", 0, ("CANARY", 1)),
-        ("promote", 2, ("PROMOTED", None)),
+        ("promote", 2, ("PROMOTING", None)),
     ],
 )
 def test_what_follows_a_verdict(outcome: Outcome, step: int, after: tuple[State, int | None] | None) -> None:
@@ -102,6 +104,7 @@ def test_what_follows_a_verdict(outcome: Outcome, step: int, after: tuple[State,
         ("JUDGING", 1, ("CANARY", 1)),
         ("HELD", 1, ("CANARY", 1)),
         ("ROLLING_BACK", 1, ("ROLLING_BACK", 1)),
+        ("PROMOTING", None, ("PROMOTING", None)),
         ("ROLLED_BACK", None, None),
         ("PROMOTED", None, None),
     ],
@@ -118,7 +121,11 @@ def test_what_follows_a_version_that_cannot_be_had() -> None:
     assert failed(entry("ROLLING_BACK"), "no node") is None
     found = failed(entry("ROLLING_BACK", kind="rollback"), "no archive")
     assert found is not None
-    assert (found.state, found.words) == ("PROMOTED", "version 2 keeps its traffic: no archive")
+    assert (found.state, found.words) == ("PROMOTING", "version 2 keeps its traffic: no archive")
+    assert failed(entry("PROMOTING", kind="rollback"), "no node") is None
+    found = failed(entry("PROMOTING"), "no room")
+    assert found is not None
+    assert (found.state, found.words) == ("ROLLING_BACK", "version 2 did not come into service: no room")
 
 
 def test_a_shadow_comes_before_all_traffic() -> None:
