@@ -275,8 +275,8 @@ class Registry:
             if (full := os.strerror(errno.ENOSPC)) in str(error):  # of an error that it caught MLflow keeps the words
                 raise OSError(errno.ENOSPC, full, str(into)) from error
             check_reachable(self.tracking_uri)  # it may have ended meanwhile
-            said = str(error).partition("\n")[0][:_SAID_CHARACTERS]
-            raise ArtifactMissing(f"the logged model {model_id}", artifact, said, remedy) from error
+            said = (str(error).strip() or repr(error)).splitlines()[-1]  # above it MLflow says which file it was
+            raise ArtifactMissing(f"the logged model {model_id}", artifact, said[:_SAID_CHARACTERS], remedy) from error
 
     def _location(self, model_id: str) -> str:
         """Where the files of a logged model are. Whoever may create an experiment may name any path or host."""
