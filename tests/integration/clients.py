@@ -117,7 +117,7 @@ def http1(load: Load, tally: Tally) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=TIMEOUT_SECONDS)
             try:
                 connection.connect()
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # reset: it waited at a socket that was closed
                 tally.refused += 1
                 return
         tally.sent += 1
@@ -147,7 +147,7 @@ def http2(load: Load, tally: Tally) -> None:
         if connection is None:
             try:
                 connection = Http2("127.0.0.1", load.port)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # reset: it waited at a socket that was closed
                 tally.refused += 1
                 return
         tally.sent += 1
