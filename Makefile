@@ -10,13 +10,14 @@ LOAD_SECONDS ?= 20
 BENCH ?=
 DRIFT_BENCH ?=
 DRIFT_STUDY ?=
+CLUSTER_BENCH ?=
 ROLLOUT_BENCH ?=
 IMAGE ?= shipway
 IMAGE_ARCHIVE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo models image test test-chart test-cluster check load bench drift-bench drift-study rollout-bench
-.PHONY: clean generate lock programs postgresql builder
+.PHONY: cluster-bench clean generate lock programs postgresql builder
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -59,6 +60,9 @@ drift-study: $(INSTALLED) programs ## Replay seven months of flights through the
 
 rollout-bench: $(INSTALLED) programs ## What the gate does with good and bad canaries, and what users see of rollouts, against bars (ROLLOUT_BENCH=--help)
 	$(BIN)/python -m tests.bench.rollout $(ROLLOUT_BENCH)
+
+cluster-bench: $(INSTALLED) programs builder ## What clients of a release see of upgrades, canaries, rollouts and faults, on the cluster of test-cluster (CLUSTER_BENCH=--help)
+	$(BIN)/python -m tests.bench.cluster $(CLUSTER_BENCH)
 
 clean: ## Stop the stack; remove the state directory .shipway and the caches of pytest, mypy and ruff
 	@if [ -d .shipway ] && [ -x $(BIN)/shipway ]; then SHIPWAY_STATE_DIR=.shipway $(BIN)/shipway down; fi

@@ -57,12 +57,19 @@ def show_findings(console: Console, findings: Sequence[Finding], spreads: str = 
     console.print(table)
 
 
-def write_json(target: Path, findings: Sequence[Finding], cores: Sequence[int], outcome: Outcome | None = None) -> None:
+def write_json(
+    target: Path,
+    findings: Sequence[Finding],
+    cores: Sequence[int],
+    outcome: Outcome | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Everything that a machine may want to know, the raw rounds too."""
     document: dict[str, Any] = {
         "results": [one.as_dict() for one in [*findings, *(_figures(outcome) if outcome else ())]],
         "versions": _versions(),
         "machine": {"processor": _processor(), "cores": list(cores), "kernel": platform.release()},
+        **(more or {}),
     }
     if outcome:
         document["settings"] = outcome.settings

@@ -1,8 +1,8 @@
 """The Kubernetes of the cluster tests: one that the program in SHIPWAY_KUBE_KIT starts, or that of KUBECONFIG.
 
 The program's verbs are `up`, which prints the environment to use, `load IMAGE.tar`, `crds` and `operator`, which add
-custom resources and the Prometheus operator, and `down`. In a cluster of KUBECONFIG's, SHIPWAY_KUBE_LOAD is the command
-that takes an image archive into it.
+custom resources and the Prometheus operator, `kill COMPONENT` and `start COMPONENT`, and `down`. In a cluster of
+KUBECONFIG's, SHIPWAY_KUBE_LOAD is the command that takes an image archive into it.
 """
 
 import contextlib
@@ -23,6 +23,9 @@ KUBECONFIG = os.environ.get("KUBECONFIG", "")
 KIT = os.environ.get("SHIPWAY_KUBE_KIT", "")
 LOAD = os.environ.get("SHIPWAY_KUBE_LOAD", "kind load image-archive")
 """All three read before any test runs, which sees no SHIPWAY_ variables."""
+
+MISSING = "" if KUBECONFIG or KIT else "set KUBECONFIG, or SHIPWAY_KUBE_KIT to a program that starts one"
+"""What to do where there is neither."""
 
 COMMAND_SECONDS = 180.0
 UP_SECONDS = 300.0
@@ -117,6 +120,16 @@ class Cluster:
                 _kit([*self.kit, what])
             return True
         return self.run(helm_binaries.kubectl(), "get", "customresourcedefinition", kind).returncode == 0
+
+    def kill(self, component: str) -> None:
+        """SIGKILL a component of Kubernetes' own, like kubelet; only where the kit started the cluster."""
+        assert self.kit
+        _kit([*self.kit, "kill", component])
+
+    def start(self, component: str) -> None:
+        """Start it again."""
+        assert self.kit
+        _kit([*self.kit, "start", component])
 
     def _checked(self, done: "subprocess.CompletedProcess[str]") -> str:
         if done.returncode:

@@ -65,14 +65,21 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    if not clusters.KUBECONFIG and not clusters.KIT:
-        pytest.exit("these tests need a cluster: set KUBECONFIG, or SHIPWAY_KUBE_KIT to a program that starts one", 1)
+    if clusters.MISSING:
+        pytest.exit(f"these tests need a cluster: {clusters.MISSING}", 1)
     with clusters.cluster(STATE) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def lab(cluster: Cluster) -> Iterator[Lab]:
+    with open_lab(cluster) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def open_lab(cluster: Cluster) -> Iterator[Lab]:
+    """The image on the cluster's node, and a registry with all versions."""
     built = image(cluster, STATE / "image")
     with tempfile.TemporaryDirectory(prefix="shipway-lab-") as name, pytest.MonkeyPatch.context() as patch:
         for variable, value in ENVIRONMENT.items():
@@ -92,17 +99,17 @@ def lab(cluster: Cluster) -> Iterator[Lab]:
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """One that enforces the restricted standard, and ends with the test."""
-    with _namespace(cluster, request.node.name.removeprefix("test_"), {"enforce": "restricted"}) as name:
+    with new_namespace(cluster, request.node.name.removeprefix("test_"), {"enforce": "restricted"}) as name:
         yield name
 
 
 @pytest.fixture(scope="session")
 def cache(lab: Lab) -> Iterator[str]:
     """A directory of the node's that every user may write to."""
-    with _namespace(lab.cluster, "cache", {}) as name:
-        _on_the_node(lab, name, "make", ["install", "-d", "-m", "0777", "/node/archives"])
+    with new_namespace(lab.cluster, "cache", {}) as name:
+        on_the_node(lab, name, "make", ["install", "-d", "-m", "0777", "/node/archives"])
         yield f"{CACHE}/archives"
-        _on_the_node(lab, name, "remove", ["rm", "-r", "/node/archives"])
+        on_the_node(lab, name, "remove", ["rm", "-r", "/node/archives"])
 
 
 @pytest.fixture
@@ -135,7 +142,8 @@ def shared_cache(lab: Lab, namespace: str, cache: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _namespace(cluster: Cluster, words: str, standard: Mapping[str, str]) -> Iterator[str]:
+def new_namespace(cluster: Cluster, words: str, standard: Mapping[str, str]) -> Iterator[str]:
+    """One with a name made of `words`, and a level of pod security by mode; it ends afterwards."""
     name = f"{''.join(c if c.isalnum() else '-' for c in words.lower())[:40].strip('-')}-{secrets.token_hex(3)}"
     labels = {f"pod-security.kubernetes.io/{mode}": level for mode, level in standard.items()}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -147,8 +155,8 @@ def _namespace(cluster: Cluster, words: str, standard: Mapping[str, str]) -> Ite
         cluster.kubectl("--namespace", name, "delete", "pods", "--all", "--grace-period=1", "--wait=false")
 
 
-def _on_the_node(lab: Lab, namespace: str, name: str, command: list[str]) -> None:
-    """Run a command as root, with the node's directory CACHE at /node."""
+def on_the_node(lab: Lab, namespace: str, name: str, command: list[str]) -> None:
+    """Run a command as root among the node's processes, with its directory CACHE at /node."""
     container = {
         "name": "run",
         "image": str(lab.image),
@@ -158,6 +166,7 @@ def _on_the_node(lab: Lab, namespace: str, name: str, command: list[str]) -> Non
     }
     spec = {
         "restartPolicy": "Never",
+        "hostPID": True,
         "containers": [container],
         "volumes": [{"name": "node", "hostPath": {"path": CACHE, "type": "DirectoryOrCreate"}}],
     }

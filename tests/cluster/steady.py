@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ USERS = {"HTTP/1.1": 4, "HTTP/2": 3, "gRPC": 3}
 RATE = 100.0
 """Requests a second of all of them together."""
 TOLERANCE = 1e-3
+MEANT = "meant to serve"
+"""Stands in the fault of a request that another version answered."""
 KNOWN_WITHIN_SECONDS = 2.0
 """Until everybody knows of a pod's end: helm returns when the last pod of the version before begins to end, which then
 tells its clients to reconnect; kube-proxy writes its rules once a second."""
@@ -51,6 +54,8 @@ class Asked:
     protocol: str
     start: float
     """On the monotonic clock, seconds."""
+    seconds: float
+    """Until the answer was there and read."""
     version: int | None
     """That answered; None for no answer, or one that does not say."""
     fault: str
@@ -66,6 +71,11 @@ class Window:
     @property
     def faults(self) -> list[str]:
         return [f"{one.protocol}: {one.fault}" for one in self.asked if one.fault]
+
+    @property
+    def p99_ms(self) -> float:
+        """Of all that were asked, of which there must be some."""
+        return float(np.percentile([one.seconds for one in self.asked], 99)) * 1000
 
 
 Reply = tuple[Mapping[str, str], Sequence[float]]
@@ -95,9 +105,9 @@ class Steady:
 
     def __enter__(self) -> Self:
         kinds: dict[str, Callable[[], Client]] = {
-            "HTTP/1.1": lambda: _Http1(self.host, self.port, self.model),
-            "HTTP/2": lambda: _OverHttp2(self.host, self.port, self.model),
-            "gRPC": lambda: _Grpc(self.host, self.port),
+            "HTTP/1.1": lambda: OverHttp1(self.host, self.port, self.model),
+            "HTTP/2": lambda: OverHttp2(self.host, self.port, self.model),
+            "gRPC": lambda: OverGrpc(self.host, self.port),
         }
         users = [protocol for protocol, count in USERS.items() for _ in range(count)]
         pause = len(users) / RATE
@@ -126,13 +136,18 @@ class Steady:
         yield
         self.meant(*then, after_seconds=KNOWN_WITHIN_SECONDS)
 
-    def window(self, start: float) -> Window:
-        """What was asked from `start` on, a time on the monotonic clock; only after the load's end.
+    def window(self, start: float, end: float = math.inf) -> Window:
+        """What was asked from `start` on and before `end`, times on the monotonic clock; only after the load's end.
 
         Before that, a request that hangs would not be seen.
         """
         assert self._ended, "the load goes on"
-        return Window(tuple(one for one in self._asked if one.start >= start))
+        return Window(tuple(one for one in self._asked if start <= one.start < end))
+
+    @property
+    def requests(self) -> int:
+        """That were answered, rightly or not, up to now."""
+        return len(self._asked)
 
     def wait_for(self, requests: int, since: float, within_seconds: float) -> None:
         """Until so many were asked since then; AssertionError if they are not in time."""
@@ -161,14 +176,14 @@ class Steady:
             fault = f"{error.code().name}: {error.details()}"
         except Exception as error:  # noqa: BLE001 - an answer that cannot be read is a fault, and no end of the load
             fault = repr(error)
-        return Asked(protocol, start, version, fault)
+        return Asked(protocol, start, time.monotonic() - start, version, fault)
 
     def _fault(self, question: Question, version: int | None, output: Sequence[float], start: float) -> str:
         if version not in question.expected:
             return f"answered by version {version}, which is none of {sorted(question.expected)}"
         meant = self._meant_since(start)
         if version not in meant:
-            return f"answered by version {version}; meant to serve: {sorted(meant)}"
+            return f"answered by version {version}; {MEANT}: {sorted(meant)}"
         expected = question.expected[version]
         if len(output) != len(expected) or not np.allclose(output, expected, rtol=TOLERANCE, atol=TOLERANCE):
             return f"version {version} answers {list(expected)}; found {list(output)}"
@@ -181,7 +196,7 @@ class Steady:
         return frozenset().union(*before, *(versions for at, versions in changes if at > start))
 
 
-class _Http1:
+class OverHttp1:
     def __init__(self, host: str, port: int, model: str) -> None:
         self._connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
         self._path = f"/v2/models/{model}/infer"
@@ -201,7 +216,7 @@ class _Http1:
         self._connection.close()
 
 
-class _OverHttp2:
+class OverHttp2:
     def __init__(self, host: str, port: int, model: str) -> None:
         self._address = host, port
         self._path = f"/v2/models/{model}/infer"
@@ -228,7 +243,7 @@ class _OverHttp2:
             self._connection = None
 
 
-class _Grpc:
+class OverGrpc:
     def __init__(self, host: str, port: int) -> None:
         own = [("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.insecure_channel(f"{host}:{port}", options=own)

@@ -10,9 +10,7 @@ import json
 import re
 import subprocess
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import yaml
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import CHART, Lab
+from tests.cluster.prometheus import prometheus
 from tests.cluster.registry import MODEL
 from tests.cluster.release import FULLNAME, Release, canary
 from tests.waiting import wait_for
@@ -149,35 +148,6 @@ def promtool(what: str, *arguments: object) -> None:
     command = ["promtool", "check", what, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@contextmanager
-def prometheus(config: Path, data: Path, port: int) -> Iterator[Callable[[str], Any]]:
-    """A function that asks its API."""
-    log = config.with_suffix(".log")
-    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={data}"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=output, stderr=subprocess.STDOUT
-        )
-
-    def asked(path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=10) as answer:
-            return json.loads(answer.read())["data"]
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return bool(asked("status/buildinfo"))
-        except OSError:
-            return False
-
-    try:
-        wait_for(answers, CONFIGURED_SECONDS)
-        yield asked
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def up(asked: Callable[[str], Any]) -> set[str]:
