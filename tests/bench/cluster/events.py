@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tests import helm_binaries
@@ -48,7 +49,7 @@ def canaries(ground: Ground) -> None:
         ("canary promoted", State(other)),
     ):
         with ground.event(words):
-            ground.bring(wanted)
+            ground.change(wanted, partial(ground.upgrade, wanted))
 
 
 def rollouts(ground: Ground) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from deploy.kubernetes.routing import ROUTED
 from tests.bench.cluster.command_line import CommandLine
 from tests.bench.cluster.scraping import METRICS_PORT, scraped
 from tests.cluster import cluster as clusters
@@ -27,6 +28,8 @@ BEFORE_SECONDS = 8.0
 SETTLED_SECONDS = 240.0
 BAD = "resetting"
 """A kind of bad version that costs no client an answer: the stable pods answer what the canary does not."""
+BAD_SEED = 5
+"""Of its training: it answers otherwise than both good ones to every question of the load."""
 STARTUP: Mapping[str, Any] = {"startup": {"budgetSeconds": 75}, "progressDeadlineSeconds": 85}
 """As little as a busy machine allows: so long takes what never gets ready."""
 
@@ -123,10 +126,20 @@ class Ground:
         self.load.meant(*self._all)
 
     def bring(self, wanted: State) -> None:
-        """By helm alone; nothing to do where it is so."""
-        if self.state != wanted:
-            self.change(wanted, lambda: self.release.upgrade(*wanted.options))
-            self.wait_until_whole()
+        """Between events, and soon; nothing to do where it is so."""
+        if self.state == wanted:
+            return
+
+        def soon() -> None:
+            self.upgrade(wanted)
+            self._touch()
+
+        self.change(wanted, soon)
+        self.wait_until_whole()
+
+    def upgrade(self, wanted: State) -> None:
+        """By helm alone, from whatever there is."""
+        self.release.upgrade(*wanted.options)
 
     def change(self, wanted: State, how: Callable[[], object], *tried: Version) -> None:
         """From what there is to `wanted`: until it is done, all versions of both and those `tried` are meant to serve.
@@ -157,6 +170,12 @@ class Ground:
     @property
     def _all(self) -> tuple[int, ...]:
         return (self.lab.good.number, self.lab.other.number, self.bad.number)
+
+    def _touch(self) -> None:
+        """The kubelet then delivers ConfigMaps at once, which else takes it a minute."""
+        annotation = f"{ROUTED}={time.time():.3f}"
+        for pod in self.release.pods():
+            self.release.kubectl("annotate", "--overwrite", "pod", pod["metadata"]["name"], annotation)
 
     def _weights(self) -> list[dict[int, int]]:
         """The different splits that ready stable pods say are in force."""
@@ -192,7 +211,7 @@ def open_ground(console: Console) -> Iterator[Ground]:
     """On a cluster of its own or that of KUBECONFIG, with the first version in service and under load."""
     with clusters.cluster(STATE) as cluster, contextlib.ExitStack() as stack:
         lab = stack.enter_context(open_lab(cluster))
-        bad = lab.store.spoiled(lab.store.trained(seed=2), BAD)
+        bad = lab.store.spoiled(lab.store.trained(BAD_SEED), BAD)
         namespace = stack.enter_context(new_namespace(cluster, "bench", {"enforce": "restricted"}))
         nodes = stack.enter_context(new_namespace(cluster, "bench-nodes", {}))
         release = Release(lab, namespace)

@@ -34,7 +34,11 @@ def scraped(release: Release, directory: Path) -> Iterator[str]:
     proxied, own = free_ports(2)
     pods, config = Pods(release, proxied, directory / "targets.json"), directory / "prometheus.yaml"
     config.write_text(yaml.safe_dump(configuration(pods.file)))
-    with _proxy(release, proxied), pods.followed(), prometheus(config, directory / "prometheus", own):
+    with (
+        _proxy(release, proxied, directory / "proxy.log"),
+        pods.followed(),
+        prometheus(config, directory / "prometheus", own),
+    ):
         yield f"http://127.0.0.1:{own}"
 
 
@@ -49,10 +53,13 @@ def configuration(targets: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _proxy(release: Release, port: int) -> Iterator[None]:
+def _proxy(release: Release, port: int, log: Path) -> Iterator[None]:
     """The API server at a port of this machine's, with kubectl's credentials."""
     command = [str(helm_binaries.kubectl()), "proxy", "--port", str(port)]
-    process = subprocess.Popen(command, env=release.lab.cluster.environment, stdout=subprocess.DEVNULL)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=release.lab.cluster.environment, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         yield
     finally:
