@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from deploy.kubernetes.pods import VERSION
 from deploy.kubernetes.routing import ROUTED
 from tests.bench.cluster.command_line import CommandLine
 from tests.bench.cluster.scraping import METRICS_PORT, scraped
@@ -48,8 +49,15 @@ class State:
         return (self.stable.number, *((self.canary.number,) if self.canary and self.weight else ()))
 
     @property
+    def tracks(self) -> dict[str, int]:
+        """The version of each Deployment."""
+        return {"stable": self.stable.number, **({"canary": self.canary.number} if self.canary else {})}
+
+    @property
     def weights(self) -> dict[int, int]:
-        return {self.stable.number: 100 - self.weight, **({self.canary.number: self.weight} if self.canary else {})}
+        """Of the versions with traffic."""
+        beside = {self.canary.number: self.weight} if self.canary and self.weight else {}
+        return {self.stable.number: 100 - self.weight, **beside}
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -156,7 +164,8 @@ class Ground:
         self.state = wanted
 
     def wait_until_in_force(self, wanted: State) -> None:
-        wait_for(lambda: self._weights() == [wanted.weights], SETTLED_SECONDS)
+        """Versions and weights, of which the latter are what stable pods say."""
+        wait_for(lambda: self._tracks() == wanted.tracks and self._weights() == [wanted.weights], SETTLED_SECONDS)
 
     def wait_until_whole(self) -> None:
         """Every pod that there is to be is ready, and none is on its way out."""
@@ -177,6 +186,15 @@ class Ground:
         for pod in self.release.pods():
             self.release.kubectl("annotate", "--overwrite", "pod", pod["metadata"]["name"], annotation)
 
+    def _tracks(self) -> dict[str, int]:
+        templates = (one["spec"]["template"]["metadata"] for one in self._deployments())
+        return {one["labels"][TRACK]: int(one["annotations"][VERSION]) for one in templates}
+
+    def _deployments(self) -> list[Any]:
+        return list(
+            self.release.json("get", "deployments", "--selector", f"app.kubernetes.io/instance={NAME}")["items"]
+        )
+
     def _weights(self) -> list[dict[int, int]]:
         """The different splits that ready stable pods say are in force."""
         found: list[dict[int, int]] = []
@@ -185,7 +203,7 @@ class Ground:
                 name = pod["metadata"]["name"]
                 said = self.lab.cluster.from_pod(self.release.namespace, name, METRICS_PORT, "/actual")
                 (endpoint,) = json.loads(said)["endpoints"]
-                split = {one["version"]: one["weight"] for one in endpoint["versions"]}
+                split = {one["version"]: one["weight"] for one in endpoint["versions"] if one["weight"]}
                 found += [split] if split not in found else []
         return found
 
@@ -193,10 +211,9 @@ class Ground:
         selector = f"app.kubernetes.io/instance={NAME},{TRACK}"
         try:
             pods = self.release.json("get", "pods", "--selector", selector)["items"]
-            deployments = self.release.json("get", "deployments", "--selector", f"app.kubernetes.io/instance={NAME}")
+            wanted = sum(one["spec"]["replicas"] for one in self._deployments())
         except CommandFailed:  # the API server is away
             return False
-        wanted = sum(one["spec"]["replicas"] for one in deployments["items"])
         return len(pods) == wanted and all(_ready(pod) for pod in pods)
 
 
