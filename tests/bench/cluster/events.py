@@ -17,6 +17,8 @@ from tests.waiting import wait_for
 
 API_SERVER_AWAY_SECONDS = 20.0
 BACK_WITHIN_SECONDS = 120.0
+PROBED_REQUESTS = 2000
+"""Of the load, while a kubelet that was restarted asks every probe anew."""
 KILL_CONTAINER = """
 import os, pathlib, sys
 for cgroup in pathlib.Path("/proc").glob("[0-9]*/cgroup"):
@@ -204,6 +206,7 @@ def kubelet_restarted(ground: Ground) -> None:
     last = renewed()
     cluster.start("kubelet")
     wait_for(lambda: renewed() != last, BACK_WITHIN_SECONDS)
+    ground.go_on(PROBED_REQUESTS)
 
 
 def api_server_killed(ground: Ground) -> None:
