@@ -5,6 +5,7 @@ outlives its restart: what is asked here is such that asking twice changes nothi
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -40,12 +41,13 @@ class Cluster:
     @classmethod
     def current(cls, namespace: str | None) -> Self:
         """The cluster of the current context, or of the pod that this runs in."""
+        file = os.environ.get("KUBECONFIG") or None  # the library looks at its own import
         try:
-            _, active = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
+            _, active = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
         except ConfigException:
             return cls._inside(namespace)
         try:
-            api = config.new_client_from_config(context=active["name"])  # type: ignore[no-untyped-call]
+            api = config.new_client_from_config(file, active["name"])  # type: ignore[no-untyped-call]
         except (ConfigException, TypeError) as error:
             raise ClusterUnusable("read KUBECONFIG", str(error)) from error
         return cls(api, namespace or active["context"].get("namespace") or "default", active["name"])
