@@ -64,15 +64,15 @@ def findings(ground: Ground, happened: Sequence[Row], requests: int) -> Iterator
     yield Finding("requests of the steady load", len(asked.asked), "", bar=requests)
     yield Finding("failed ones", len(asked.faults), "", bar=0, at_most=True)
     yield Finding("   of these by a version that was not meant to serve", others, "", bar=0, at_most=True)
+    ended = [row for row in happened if not row.skipped]
+    bare = [row for row in ended if row.event.startswith(BARE)]
     for words, some in (
-        ("events that ended as they should", [row for row in happened if not row.skipped]),
-        (
-            "   of these canaries that a bare helm rollback ends",
-            [row for row in happened if row.event.startswith(BARE)],
-        ),
+        ("events that ended as they should", ended),
+        ("   of these, bare rollbacks from a canary", bare),
     ):
-        right = sum(not row.problem for row in some)
-        yield Finding(f"{words}, of {len(some)}", right, "", bar=len(some))
+        if some:
+            right = sum(not row.problem for row in some)
+            yield Finding(f"{words}, of {len(some)}", right, "", bar=len(some))
     if skipped := sum(bool(row.skipped) for row in happened):
         yield Finding("events that were skipped", skipped, "")
     for protocol, share in ground.shares.items():
