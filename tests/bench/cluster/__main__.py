@@ -11,20 +11,20 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
 from tests.bench.cluster.events import BARE, GROUPS
-from tests.bench.cluster.ground import Ground, open_ground
+from tests.bench.cluster.ground import open_ground
 from tests.bench.cluster.share import WEIGHT
 from tests.bench.cluster.table import Row, rows, show
 from tests.bench.findings import Finding
 from tests.bench.parts import run
 from tests.cluster import cluster as clusters
 from tests.cluster.conftest import STATE
-from tests.cluster.steady import MEANT
+from tests.cluster.steady import MEANT, Steady
 
 REQUESTS = 50_000
 SHARE_OFF_BY = 1.0
@@ -55,11 +55,12 @@ def bench(console: Console, happened: list[Row], groups: Collection[str], reques
         ground.go_on(max(0, requests - ground.load.requests))
     happened += rows(ground.events, ground.load)
     show(console, happened)
-    yield from findings(ground, happened, requests)
+    yield from findings(happened, ground.load, ground.shares, requests)
 
 
-def findings(ground: Ground, happened: Sequence[Row], requests: int) -> Iterator[Finding]:
-    asked = ground.load.window(-math.inf)
+def findings(happened: Sequence[Row], load: Steady, shares: Mapping[str, float], requests: int) -> Iterator[Finding]:
+    """Against bars; `shares` are a canary's at WEIGHT percent, by protocol."""
+    asked = load.window(-math.inf)
     others = sum(MEANT in fault for fault in asked.faults)
     yield Finding("requests of the steady load", len(asked.asked), "", bar=requests)
     yield Finding("failed ones", len(asked.faults), "", bar=0, at_most=True)
@@ -75,7 +76,7 @@ def findings(ground: Ground, happened: Sequence[Row], requests: int) -> Iterator
             yield Finding(f"{words}, of {len(some)}", right, "", bar=len(some))
     if skipped := sum(bool(row.skipped) for row in happened):
         yield Finding("events that were skipped", skipped, "")
-    for protocol, share in ground.shares.items():
+    for protocol, share in shares.items():
         yield Finding(f"share of a canary at {WEIGHT}%, over {protocol}", share, "%")
         yield Finding("   off by", abs(share - WEIGHT), "points", bar=SHARE_OFF_BY, at_most=True)
 
