@@ -58,25 +58,24 @@ class Api(Cluster):
     def _answer(
         self, method: str, kind: str, name: str, query: dict[str, str], body: Json | None
     ) -> tuple[int, Json | bytes]:
-        if kind == "pods" and name.endswith("/log"):
-            return self._log(name.removesuffix("/log"), query)
-        if kind == "pods" and "/proxy" in name:
-            page = self.pages.get(name.replace("/proxy", ""))
-            return (200, page.encode()) if page is not None else _refused(503, "error trying to reach service")
-        if method == "GET" and not name:
-            return 200, {"items": self._selected(kind, query)}
+        if "/" in name:
+            return self._of_pod(name, query)
         if method == "POST":
-            assert body is not None
-            return self._create(kind, body)
+            return self._create(kind, body or {})
+        if not name:
+            return 200, {"items": self._selected(kind, query)}
         found = self.objects.get(f"{kind}/{name}")
         if found is None:
             return _refused(404, f'{kind} "{name}" not found')
         if method == "DELETE":
             return 200, self.objects.pop(f"{kind}/{name}")
-        if method == "GET":
-            return 200, found
-        assert body is not None
-        return self._change(method, f"{kind}/{name}", found, body)
+        return (200, found) if method == "GET" else self._change(method, f"{kind}/{name}", found, body or {})
+
+    def _of_pod(self, name: str, query: dict[str, str]) -> tuple[int, Json | bytes]:
+        if name.endswith("/log"):
+            return self._log(name.removesuffix("/log"), query)
+        page = self.pages.get(name.replace("/proxy", ""))
+        return (200, page.encode()) if page is not None else _refused(503, "error trying to reach service")
 
     def _create(self, kind: str, body: Json) -> tuple[int, Json]:
         name = body["metadata"]["name"]
