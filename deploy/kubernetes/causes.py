@@ -27,6 +27,8 @@ class Causes:
         if pods.ready(pod) or pods.ending(pod):
             return ""
         cause = pods.cause(pod)
+        if not cause and pods.unstarted(pod):
+            return pods.hindrance(self._cluster.events_of_pod(pods.name(pod)))
         if not cause:
             said = self._cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/readyz")
             first = said.strip().partition("\n")[0]

@@ -67,6 +67,12 @@ class Cluster:
     def config_maps(self, selector: str) -> list[Json]:
         return self._list("/api/v1", "configmaps", selector)
 
+    def events_of_pod(self, name: str) -> list[Json]:
+        """None where they must not be read."""
+        query = urlencode({"fieldSelector": f"involvedObject.kind=Pod,involvedObject.name={name}"})
+        status, answer = self._once("GET", f"{self._in('/api/v1', 'events')}?{query}")
+        return list(json.loads(answer)["items"]) if status == 200 else []
+
     def annotate_pod(self, name: str, annotations: Mapping[str, str]) -> None:
         """Nothing happens to a pod that is gone."""
         patch = {"metadata": {"annotations": dict(annotations)}}
@@ -80,9 +86,9 @@ class Cluster:
 
     def get_from_pod(self, pod: str, port: int, path: str) -> str:
         """What the pod answers over plain HTTP, also with an error, asked through the API server; empty if nothing."""
-        _, body = self._once("GET", f"{self._in('/api/v1', 'pods')}/{pod}:{port}/proxy{path}")
-        from_api_server = body.startswith(b'{"kind":"Status"')
-        return "" if from_api_server else body.decode(errors="replace")
+        status, body = self._once("GET", f"{self._in('/api/v1', 'pods')}/{pod}:{port}/proxy{path}")
+        from_pod = status and not body.startswith(b'{"kind":"Status"')
+        return body.decode(errors="replace") if from_pod else ""
 
     def config_map(self, name: str) -> Json | None:
         return self._ask("GET", f"{self._in('/api/v1', 'configmaps')}/{name}", fine=(_NOT_FOUND,))

@@ -53,7 +53,7 @@ class Api(Cluster):
         if method in self.lost_answers:
             self.lost_answers.remove(method)
             return 0, b"connection reset by peer"
-        return status, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        return status, answer if isinstance(answer, bytes) else json.dumps(answer, separators=(",", ":")).encode()
 
     def _answer(
         self, method: str, kind: str, name: str, query: dict[str, str], body: Json | None
@@ -99,6 +99,9 @@ class Api(Cluster):
 
     def _selected(self, kind: str, query: dict[str, str]) -> list[Json]:
         found = [self.objects[f"{kind}/{name}"] for name in self.names(kind)]
+        if field := query.get("fieldSelector"):
+            about = dict(pair.split("=") for pair in field.split(","))
+            found = [one for one in found if all(_at(one, path) == value for path, value in about.items())]
         for pair in query.get("labelSelector", "").split(","):
             key, _, value = pair.partition("=")
             found = [one for one in found if not pair or (one["metadata"].get("labels") or {}).get(key) == value]
@@ -114,6 +117,12 @@ class Api(Cluster):
 
 def _refused(status: int, message: str) -> tuple[int, Json]:
     return status, {"kind": "Status", "status": "Failure", "message": message, "code": status}
+
+
+def _at(thing: Any, path: str) -> Any:
+    for key in path.split("."):
+        thing = thing[key]
+    return thing
 
 
 def _merged(found: Any, patch: Any) -> Any:
