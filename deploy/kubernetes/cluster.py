@@ -42,8 +42,8 @@ class Cluster:
         """The cluster of the current context, or of the pod that this runs in."""
         try:
             _, active = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
-        except ConfigException:
-            return cls._inside(namespace)
+        except ConfigException as error:
+            return cls._inside(namespace, str(error))
         try:
             api = config.new_client_from_config(context=active["name"])  # type: ignore[no-untyped-call]
         except (ConfigException, TypeError) as error:
@@ -51,11 +51,11 @@ class Cluster:
         return cls(api, namespace or active["context"].get("namespace") or "default", active["name"])
 
     @classmethod
-    def _inside(cls, namespace: str | None) -> Self:
+    def _inside(cls, namespace: str | None, reason: str) -> Self:
         try:
             config.load_incluster_config()  # type: ignore[no-untyped-call]
         except ConfigException as error:
-            raise ClusterUnusable("find the cluster", "there is no KUBECONFIG, and this is no pod") from error
+            raise ClusterUnusable("find the cluster", f"{reason.rstrip('.')}; and this is no pod") from error
         return cls(ApiClient(), namespace or "default", None)
 
     def deployments(self, selector: str) -> list[Json]:
