@@ -1,6 +1,6 @@
 """What is asked of the Kubernetes API: asking twice changes nothing, and what cannot be had is said in words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -114,7 +114,7 @@ def test_a_lease_is_taken_by_one_alone() -> None:
     assert api.write_lease("a", ben, "", 5) is None
 
 
-KUBECONFIG = {
+KUBECONFIG: Mapping[str, object] = {
     "apiVersion": "v1",
     "kind": "Config",
     "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
@@ -160,17 +160,17 @@ def test_no_answer_is_no_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_cluster_that_is_not_found_is_said_in_words(
-    given: dict[str, object] | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: Mapping[str, object] | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _use(given, tmp_path, monkeypatch)
     with pytest.raises(ClusterUnusable, match=words):
         Cluster.current(None)
 
 
-def _use(given: dict[str, object] | None, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _use(given: Mapping[str, object] | None, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this be kubectl's configuration."""
     path = directory / "config"
     if given is not None:
-        path.write_text(yaml.safe_dump(given))
+        path.write_text(yaml.safe_dump(dict(given)))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
