@@ -56,7 +56,7 @@ def test_its_log_may_be_gone() -> None:
 def test_what_a_container_said_when_it_ended_needs_no_log() -> None:
     api = Api()
     api.logs["a/fetch"] = "something else"
-    said = {**FAILED, "message": "fetch failed: the signature is of another key"}
+    said = {**FAILED, "message": "the signature is of another key"}
     assert of_pod(starting(fetch=container("fetch", terminated=said)), api) == f"fetch failed: {said['message']}"
     assert api.asked == []
 

@@ -8,7 +8,7 @@ from deploy.kubernetes import pods
 from tests.unit.deploy.kubernetes.objects import condition, container, pod, serving, starting
 
 Status = dict[str, Any]
-FETCHED = "fetch failed: the registry holds another file under its name: expected sha256:5, found sha256:6"
+FETCHED = "the registry holds another file under its name: expected sha256:5, found sha256:6"
 IMAGE = 'Back-off pulling image "shipway:9": ErrImagePull: shipway:9: not found'
 NEVER = 'Container image "shipway:9" is not present with pull policy of Never'
 GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
