@@ -106,7 +106,7 @@ class HelmDriver:
             unready[canary.release.version] = lost
         return Serving(champion=stable.release, others=(canary.release,) if canary else (), unready=unready)
 
-    def ask(self, model: str, traffic: Traffic) -> None:
+    def ask(self, model: str, traffic: Traffic) -> None:  # noqa: ARG002 - a release has one
         """The ledger's newest entry is what is asked, and `reached` carries it out; what cannot be, is not written."""
         self._aim(traffic)
 

@@ -117,7 +117,8 @@ def _problems(found: Place, revision: Revision, newest: Entry | None) -> Iterato
             if cause := causes.of_pod(pod):
                 yield f"pod {pods.name(pod)} (version {pods.annotation(pod, pods.VERSION)}): {cause}"
     said = told_by(newest) if newest else None
-    if said is not None and said != found.tracks.aim:
+    # While helm is at work, what the ledger says is where it goes to: that is nothing to adopt.
+    if said is not None and said != found.tracks.aim and not revision.pending:
         yield (
             f"the release runs {found.tracks.aim}, and the ledger says {said}; if that was meant, let the ledger "
             "follow: shipway status --adopt"

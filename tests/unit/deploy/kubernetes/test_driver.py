@@ -176,6 +176,14 @@ def test_what_is_there_already_costs_no_revision(bench: Bench) -> None:
     assert bench.helm.deeds == []
 
 
+def test_a_canary_that_has_traffic_by_hand_loses_it_first(bench: Bench) -> None:
+    bench.canary_is_on()
+    bench.helm.made[-1].values["canary"]["weight"] = 30
+    reach(bench.driver, CANARY)
+    assert bench.helm.deeds == [TO_CANARY]
+    assert bench.helm.own_values(3)["canary"]["weight"] == 0
+
+
 def test_traffic_is_given_back_before_helm_goes_back_or_promotes(bench: Bench) -> None:
     for traffic in (BACK, PROMOTION):
         bench.canary_is_on(weight=25)
