@@ -81,7 +81,7 @@ class HelmDriver:
     @property
     def patience_seconds(self) -> float:
         """Helm's own patience for every attempt, and time to look."""
-        return ATTEMPTS * self._timeout_seconds(self._tracks()) + 60.0
+        return ATTEMPTS * self._tracks().stable.timeout_seconds + 60.0
 
     def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         """Steps up to the share that the canary's replicas can take; the last of them is followed by promotion."""
@@ -168,7 +168,7 @@ class HelmDriver:
         if latest.pending and good_revision(history, self._values) is None:
             remedy = f"take it away with: helm uninstall {self._helm.release}; and install it again"
             raise ReleaseUnsuited(self._helm.release, "was never installed to the end", remedy)
-        self._own, seconds = latest.revision + 1, self._timeout_seconds(tracks)
+        self._own, seconds = latest.revision + 1, tracks.stable.timeout_seconds
         if isinstance(task.deed, Rollback):
             task.work = self._helm.rollback(task.deed.revision, seconds)
         else:
@@ -239,10 +239,6 @@ class HelmDriver:
         if model is not None and tracks.stable.model != model:
             raise ReleaseServesOther(self._helm.release, tracks.stable.model, model)
         return tracks
-
-    @staticmethod
-    def _timeout_seconds(tracks: Tracks) -> float:
-        return float(tracks.stable.timeout_seconds)
 
 
 def _runs(tracks: Tracks, aim: Aim) -> bool:

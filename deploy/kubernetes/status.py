@@ -73,8 +73,7 @@ def read_status(settings: Settings, *, adopt: bool = False) -> ReleaseStatus:
     if adopt and adopted_by(ledger, found.helm.release, found.tracks.aim) is not None:
         from deploy.rollout.commands import deliver_now
 
-        if found.tracks.canary is None:
-            Routing(found.cluster).give_back(found.tracks)  # or the kubelet would see to it within a minute
+        Routing(found.cluster).give_back(found.tracks)  # or the kubelet would see to it within a minute
         deliver_now(settings, ledger)
     revision, newest = found.helm.history()[-1], ledger.newest()
     stable, canary = found.tracks.stable, found.tracks.canary

@@ -1,6 +1,8 @@
 """What is asked of the Kubernetes API: asking twice changes nothing, and what cannot be had is said in words."""
 
+import threading
 from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,45 @@ def test_no_answer_is_no_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "",
         [],
     )
+
+
+def test_a_real_server_is_asked_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, str, str, bytes]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            heard.append((self.command, self.path, self.headers["Content-Type"], body))
+            status = 200 if self.command != "DELETE" else 404
+            answer = b"last line\n" if "/log" in self.path else b'{"kind": "ConfigMap", "data": {"a": "\xc3\xa4"}}'
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_PATCH = do_DELETE = _answer  # noqa: N815 - the library's names
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        its = {"server": f"http://127.0.0.1:{server.server_port}"}
+        _use({**KUBECONFIG, "clusters": [{"name": "c", "cluster": its}]}, tmp_path, monkeypatch)
+        found = Cluster.current("team")
+        assert found.config_map("a") == {"kind": "ConfigMap", "data": {"a": "ä"}}
+        found.patch_config_map("a", {"data": None})
+        found.delete_config_map("a")
+        assert found.last_line("p", "node", previous=True) == "last line"
+        server.shutdown()
+    path = "/api/v1/namespaces/team"
+    assert [one[:2] for one in heard] == [
+        ("GET", f"{path}/configmaps/a?"),
+        ("PATCH", f"{path}/configmaps/a?"),
+        ("DELETE", f"{path}/configmaps/a?"),
+        ("GET", f"{path}/pods/p/log?container=node&tailLines=1&previous=true"),
+    ]
+    assert heard[1][2:] == ("application/merge-patch+json", b'{"data": null}')
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,32 @@ def test_a_rollback_that_helm_calls_failed_is_asked_for_up_to_three_times(bench:
     assert bench.helm.deeds == ["rollback to 5, within 240 s"] * 3
 
 
+def test_pods_get_time_to_come_back_before_a_rollback_is_asked_for_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PODS_BACK_WITHIN_SECONDS", 60.0)
+    bench.canary_is_on()
+    bench.helm.broken = {1: LOADING}
+    bench.helm.failing = ["helm: progress deadline exceeded"]
+    found = bench.driver
+    for _ in range(6):
+        assert not found.reached(MODEL, BACK)
+    assert len(bench.helm.deeds) == 1
+    bench.helm.broken = {}
+    bench.api.run(ONE)
+    reach(found, BACK)
+    assert len(bench.helm.deeds) == 2  # helm says now that it is deployed
+
+
+def test_the_cluster_is_not_asked_at_every_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "LOOK_SECONDS", 60.0)
+    found = bench.driver
+    assert not found.reached(MODEL, BACK)
+    bench.api.asked.clear()
+    assert not found.reached(MODEL, BACK)
+    assert bench.api.asked == []
+
+
 def test_an_api_server_that_was_away_costs_an_upgrade_no_attempt(bench: Bench) -> None:
     bench.helm.failing = ["helm: Kubernetes cluster unreachable: connection refused"] * 2
     reach(bench.driver, CANARY)
