@@ -270,7 +270,15 @@ def test_an_image_is_promoted_as_the_chart_reads_it(canary: Values, image: Value
     assert changed(before, Aim(stable=TWO))["image"] == image
 
 
-@pytest.mark.parametrize("canary", [{"enabled": False}, {"enabled": True, "model": _model(THREE)}, {"model": None}])
+@pytest.mark.parametrize(
+    "canary",
+    [
+        {"enabled": False},
+        {"enabled": True, "model": _model(THREE)},
+        {"enabled": True, "model": {**_model(TWO), "sha256": THREE.digest, "handlerConfig": {"workers": 9}}},
+        {"model": None},
+    ],
+)
 def test_what_another_canary_had_stays_its_own(canary: Values) -> None:
     before = {"model": _model(ONE), "canary": {"model": _model(TWO), "image": {"tag": "bad"}, **canary}}
     assert changed(before, Aim(stable=TWO)) == {

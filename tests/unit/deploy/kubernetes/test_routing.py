@@ -79,6 +79,14 @@ def test_what_was_asked_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert (bench.api.count("POST", ""), bench.api.count("PATCH", "pods/")) == (0, 2)
 
 
+def test_copies_are_asked_for_without_a_share() -> None:
+    bench = Bench()
+    bench.in_force(COPIED)
+    canary = RoutingFile.model_validate_json(bench.api.objects[NAME]["data"]["routing.json"]).canary
+    assert canary is not None
+    assert (canary.weight, canary.mirror) == (0, 30)
+
+
 def test_another_share_takes_the_place_of_the_last() -> None:
     bench = Bench()
     bench.in_force(FIFTH)
