@@ -378,6 +378,7 @@ def test_what_serves_is_what_the_deployments_say(bench: Bench) -> None:
     bench.canary_is_on()
     assert bench.driver.serving(MODEL) == Serving(champion=ONE, others=(TWO,))
     bench.api.run(ONE, TWO, broken={1: LOADING, 2: LOADING})
+    bench.api.pages["flights-2:8082/readyz"] = "version 2 is loading"
     # A canary that is on its way was not lost.
     assert bench.driver.serving(MODEL).unready == {1: "no pod is ready"}
     lost = {**serving(ready=False), "conditions": [condition("Ready", "False")]}

@@ -147,6 +147,13 @@ def test_the_late_one_does_not_free_a_lease_that_is_another_ones() -> None:
     assert holder(api) == ""
 
 
+def test_a_lease_that_was_freed_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "LEASE_SECONDS", 1000)
+    monkeypatch.setattr(ledger, "BUSY_SECONDS", 0.1)
+    found = ledger_of(Api())
+    assert [len(write(found, "PENDING")), len(write(found, "READY"))] == [1, 1]
+
+
 def test_a_lease_that_is_renewed_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "BUSY_SECONDS", 2.5)
     api = Api()
