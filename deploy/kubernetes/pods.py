@@ -1,13 +1,12 @@
 """What is wrong with a pod, in one sentence, out of what Kubernetes says of it. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Pod = Mapping[str, Any]
 
 TRACK, VERSION, DIGEST, MODEL = (f"shipway.dev/{name}" for name in ("track", "version", "digest", "model"))
 _ONLY_STARTING = ("ContainerCreating", "PodInitializing")
-_HINDRANCES = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 STARTS_GIVEN_UP_AFTER = 3
 """A first failure may be a network's: a container that failed as often will not succeed soon."""
 
@@ -51,20 +50,6 @@ def was_ready(pod: Pod) -> bool:
 def restarted(pod: Pod) -> bool:
     """Whether its containers, besides those that only prepare it, have ended since it was made."""
     return any(one.get("restartCount", 0) > 0 for one in pod.get("status", {}).get("containerStatuses") or ())
-
-
-def unstarted(pod: Pod) -> bool:
-    """Whether it has a machine, and no container that was ever started there: what hinders it, its events say alone."""
-    found = list(_containers(pod))
-    waiting = all(one.get("state", {}).get("waiting", {}).get("reason") in _ONLY_STARTING for one in found)
-    return bool(found) and waiting and not any(one.get("lastState") for one in found)
-
-
-def hindrance(events: Sequence[Mapping[str, Any]]) -> str:
-    """What hinders an unstarted pod, by its events: a volume that cannot be mounted, a sandbox that cannot be made."""
-    found = [one for one in events if one.get("type") == "Warning" and str(one.get("reason")) in _HINDRANCES]
-    newest = max(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""), default=None)
-    return f"{newest['reason']}: {str(newest.get('message', '')).strip()}" if newest else ""
 
 
 def end(pod: Pod) -> str:

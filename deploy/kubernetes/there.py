@@ -19,9 +19,9 @@ from deploy.rollout.policy import Policy
 from deploy.rollout.record import Entry, Release, Verdict
 from deploy.rollout.run import Judge, Tell
 from deploy.settings import Settings
+from deploy.trust import trusted_keys
 from model_store.errors import ModelStoreError
 from model_store.fetching import Download, fetch
-from model_store.signing import load_trusted
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,9 @@ class Archives:
         return judged
 
     def fetch(self, *releases: Release) -> None:
-        settings = self.settings
-        trusted = load_trusted(settings.trust_dir, settings.trusted_keys or "")
+        trusted = trusted_keys(self.settings)
         for one in releases:
-            fetch(settings.archives_dir, self.model, one.version, one.digest, trusted, self._download(one))
+            fetch(self.settings.archives_dir, self.model, one.version, one.digest, trusted, self._download(one))
 
     def _download(self, one: Release) -> Download:
         def download(archive: Path) -> None:

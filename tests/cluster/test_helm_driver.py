@@ -83,7 +83,7 @@ class Bench:
             "fetch": {"resources": {}},
             "startup": {"budgetSeconds": 10},
             "progressDeadlineSeconds": 14,
-            "drain": {"preStopSeconds": 1, "requestTimeoutSeconds": 2},
+            "drain": {"noticeSeconds": 1, "requestTimeoutSeconds": 2},
             **changes,
         }
         self.helm("install", NAME, str(CHART), "--values", "-", "--wait", "--timeout", "90s", stdin=json.dumps(values))

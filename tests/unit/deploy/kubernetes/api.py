@@ -41,7 +41,7 @@ class Api(Cluster):
         """How often it was asked."""
         return sum(one.startswith(method) and part in one for one in self.asked)
 
-    def _once(self, method: str, path: str, body: Json | None = None) -> Answer:
+    def _once(self, method: str, path: str, body: Json | None = None, *, seconds: float = 10.0) -> Answer:  # noqa: ARG002
         self.asked.append(f"{method} {path}")
         if self.away:
             return self.away.pop(0)

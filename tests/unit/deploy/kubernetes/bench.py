@@ -48,10 +48,10 @@ class Nodes(Api):
             self.add("deployments", deployment(release, canary=beside, **unavailable))
             self.add("pods", pod(_pod(release), release, canary=beside, **({"status": status} if status else {})))
 
-    def _once(self, method: str, path: str, body: Json | None = None) -> Answer:
+    def _once(self, method: str, path: str, body: Json | None = None, *, seconds: float = 10.0) -> Answer:
         if path.endswith(":8082/proxy/actual"):
             return 200, self._actual().model_dump_json().encode()
-        return super()._once(method, path, body)
+        return super()._once(method, path, body, seconds=seconds)
 
     def _actual(self) -> Actual:
         tracks = read_tracks(self, "flights")
