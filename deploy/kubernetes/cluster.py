@@ -46,8 +46,8 @@ class Cluster:
         file = os.environ.get("KUBECONFIG") or None  # the library looks at its own import
         try:
             _, active = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
-        except ConfigException:
-            return cls._inside(namespace)
+        except ConfigException as error:
+            return cls._inside(namespace, str(error))
         try:
             api = config.new_client_from_config(  # type: ignore[no-untyped-call]
                 file, active["name"], client_configuration=Configuration(retries=0)
@@ -57,11 +57,11 @@ class Cluster:
         return cls(api, namespace or active["context"].get("namespace") or "default", active["name"])
 
     @classmethod
-    def _inside(cls, namespace: str | None) -> Self:
+    def _inside(cls, namespace: str | None, reason: str) -> Self:
         try:
             config.load_incluster_config(own := Configuration(retries=0))  # type: ignore[no-untyped-call]
         except ConfigException as error:
-            raise ClusterUnusable("find the cluster", "there is no KUBECONFIG, and this is no pod") from error
+            raise ClusterUnusable("find the cluster", f"{reason.rstrip('.')}; and this is no pod") from error
         return cls(ApiClient(own), namespace or "default", None)
 
     def deployments(self, selector: str) -> list[Json]:
@@ -94,9 +94,9 @@ class Cluster:
     def get_from_pod(self, pod: str, port: int, path: str) -> str:
         """What the pod answers over plain HTTP, also with an error, asked through the API server; empty if nothing."""
         resource = f"{self._in('/api/v1', 'pods')}/{pod}:{port}/proxy{path}"
-        _, body = self._once("GET", resource, seconds=_POD_ANSWERS_WITHIN_SECONDS)
-        from_api_server = body.startswith(b'{"kind":"Status"')
-        return "" if from_api_server else body.decode(errors="replace")
+        status, body = self._once("GET", resource, seconds=_POD_ANSWERS_WITHIN_SECONDS)
+        from_pod = status and not body.startswith(b'{"kind":"Status"')
+        return body.decode(errors="replace") if from_pod else ""
 
     def config_map(self, name: str) -> Json | None:
         return self._ask("GET", f"{self._in('/api/v1', 'configmaps')}/{name}", fine=(_NOT_FOUND,))
