@@ -16,6 +16,7 @@ from kubernetes import config
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
+from yaml import YAMLError
 
 from deploy.errors import ClusterUnusable
 
@@ -48,6 +49,8 @@ class Cluster:
             _, active = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
         except ConfigException as error:
             return cls._inside(namespace, str(error))
+        except YAMLError as error:
+            raise ClusterUnusable("read KUBECONFIG", str(error)) from error
         try:
             api = config.new_client_from_config(  # type: ignore[no-untyped-call]
                 file, active["name"], client_configuration=Configuration(retries=0)
@@ -79,10 +82,11 @@ class Cluster:
         self._ask("PATCH", f"{self._in('/api/v1', 'pods')}/{name}", patch, fine=(_NOT_FOUND,))
 
     def last_warning(self, pod: str) -> str:
-        """What Kubernetes warned of last about a pod; empty where it did not, or has forgotten."""
+        """What Kubernetes warned of last about a pod; empty where it did not, has forgotten, or does not say."""
         selector = quote(f"involvedObject.kind=Pod,involvedObject.name={pod},type=Warning")
-        found = self._ask("GET", f"{self._in('/api/v1', 'events')}?fieldSelector={selector}") or {}
-        newest: Json = max(found.get("items", ()), key=_last_seen, default={})
+        status, body = self._once("GET", f"{self._in('/api/v1', 'events')}?fieldSelector={selector}")
+        found = json.loads(body)["items"] if status == 200 else ()
+        newest: Json = max(found, key=_last_seen, default={})
         return " ".join(str(newest.get("message", "")).split())
 
     def last_line(self, pod: str, container: str, *, previous: bool = False) -> str:

@@ -204,6 +204,13 @@ def test_a_cluster_that_is_not_found_is_said_in_words(
         Cluster.current(None)
 
 
+def test_a_configuration_that_is_no_yaml_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(None, tmp_path, monkeypatch)
+    (tmp_path / "config").write_text("a: [b")
+    with pytest.raises(ClusterUnusable, match="read KUBECONFIG"):
+        Cluster.current(None)
+
+
 def _use(given: Mapping[str, object] | None, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this be kubectl's configuration."""
     path = directory / "config"
