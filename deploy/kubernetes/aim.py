@@ -62,7 +62,7 @@ def found_in(values: Values) -> Aim | None:
         canary = values.get("canary") or {}
         beside = _release(canary["model"]) if canary.get("enabled") else None
         return Aim(stable=_release(values["model"]), canary=beside)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -83,13 +83,21 @@ def next_deed(
     rollback alone can.
     """
     latest, good = history[-1], good_revision(history, values)
-    if latest.status == "deployed" and found_in(values(latest.revision)) == aim:
+    if latest.status == "deployed" and _is(values(latest.revision), aim):
         return None
     was = None if forwards or aim.canary else good_revision(history, values, aim)
     back = was or (good if latest.pending else None)
     if back is not None:
         return Rollback(revision=back.revision)
     return Upgrade(before=(good or latest).revision)
+
+
+def _is(values: Values, aim: Aim) -> bool:
+    """Whether a revision is that, and leaves the traffic to us: a canary that somebody put in by hand may get some."""
+    if found_in(values) != aim:
+        return False
+    canary = values.get("canary") or {}
+    return aim.canary is None or not (canary.get("weight") or canary.get("mirror"))
 
 
 def changed(before: Values, aim: Aim) -> dict[str, Any]:
@@ -101,11 +109,10 @@ def changed(before: Values, aim: Aim) -> dict[str, Any]:
     stable, canary = values.setdefault("model", {}), values.setdefault("canary", {})
     if aim.canary is not None:
         stable.update(_as_values(aim.stable))
-        canary.setdefault("model", {}).update(_as_values(aim.canary))
-        canary.update(enabled=True, weight=0, mirror=0)
+        model = {**(canary.get("model") or {}), **_as_values(aim.canary)}
+        canary.update(enabled=True, model=model, weight=0, mirror=0)
         return values
-    own = canary.pop("model", {})
-    image = canary.pop("image", {})
+    own, image = (canary.pop(key, None) or {} for key in ("model", "image"))
     if canary.get("enabled") and own.get("sha256") == aim.stable.digest:
         if own.get("handlerConfig"):
             stable["handlerConfig"] = own["handlerConfig"]

@@ -30,7 +30,10 @@ class Causes:
         if not cause:
             said = self._cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/readyz")
             first = said.strip().partition("\n")[0]
-            return "" if first == "ready" else first
+            if first:
+                return "" if first == "ready" else first
+            # A volume that cannot be mounted is in no state of the pod's.
+            return self._cluster.last_warning(pods.name(pod))
         asked = pods.container_to_ask(pod)
         said = self._cluster.last_line(pods.name(pod), asked[0], previous=asked[1]) if asked else ""
         return f"{cause}; it said last: {said}" if said else cause

@@ -13,9 +13,10 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from kubernetes import config
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
+from yaml import YAMLError
 
 from deploy.errors import ClusterUnusable
 
@@ -23,6 +24,8 @@ PATIENCE_SECONDS = 60.0
 """How long an API server that does not answer is asked again."""
 _PAUSE_SECONDS = 0.5
 _ANSWERED_WITHIN_SECONDS = 10.0
+_POD_ANSWERS_WITHIN_SECONDS = 3.0
+"""A pod on a machine that is gone is called ready for a while, and never answers."""
 _NOT_FOUND, _CONFLICT = 404, 409
 _BUSY = (429, 500, 502, 503, 504)
 
@@ -44,21 +47,25 @@ class Cluster:
         file = os.environ.get("KUBECONFIG") or None  # the library looks at its own import
         try:
             _, active = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
-        except ConfigException:
-            return cls._inside(namespace)
+        except ConfigException as error:
+            return cls._inside(namespace, str(error))
+        except YAMLError as error:
+            raise ClusterUnusable("read KUBECONFIG", str(error)) from error
         try:
-            api = config.new_client_from_config(file, active["name"])  # type: ignore[no-untyped-call]
+            api = config.new_client_from_config(  # type: ignore[no-untyped-call]
+                file, active["name"], client_configuration=Configuration(retries=0)
+            )
         except (ConfigException, TypeError) as error:
             raise ClusterUnusable("read KUBECONFIG", str(error)) from error
         return cls(api, namespace or active["context"].get("namespace") or "default", active["name"])
 
     @classmethod
-    def _inside(cls, namespace: str | None) -> Self:
+    def _inside(cls, namespace: str | None, reason: str) -> Self:
         try:
-            config.load_incluster_config()  # type: ignore[no-untyped-call]
+            config.load_incluster_config(own := Configuration(retries=0))  # type: ignore[no-untyped-call]
         except ConfigException as error:
-            raise ClusterUnusable("find the cluster", "there is no KUBECONFIG, and this is no pod") from error
-        return cls(ApiClient(), namespace or "default", None)
+            raise ClusterUnusable("find the cluster", f"{reason.rstrip('.')}; and this is no pod") from error
+        return cls(ApiClient(own), namespace or "default", None)
 
     def deployments(self, selector: str) -> list[Json]:
         return self._list("/apis/apps/v1", "deployments", selector)
@@ -74,6 +81,14 @@ class Cluster:
         patch = {"metadata": {"annotations": dict(annotations)}}
         self._ask("PATCH", f"{self._in('/api/v1', 'pods')}/{name}", patch, fine=(_NOT_FOUND,))
 
+    def last_warning(self, pod: str) -> str:
+        """What Kubernetes warned of last about a pod; empty where it did not, has forgotten, or does not say."""
+        selector = quote(f"involvedObject.kind=Pod,involvedObject.name={pod},type=Warning")
+        status, body = self._once("GET", f"{self._in('/api/v1', 'events')}?fieldSelector={selector}")
+        found = json.loads(body)["items"] if status == 200 else ()
+        newest: Json = max(found, key=_last_seen, default={})
+        return " ".join(str(newest.get("message", "")).split())
+
     def last_line(self, pod: str, container: str, *, previous: bool = False) -> str:
         """What a container logged last; empty where there is nothing, or nothing yet."""
         query = urlencode({"container": container, "tailLines": 1, "previous": str(previous).lower()})
@@ -82,9 +97,10 @@ class Cluster:
 
     def get_from_pod(self, pod: str, port: int, path: str) -> str:
         """What the pod answers over plain HTTP, also with an error, asked through the API server; empty if nothing."""
-        _, body = self._once("GET", f"{self._in('/api/v1', 'pods')}/{pod}:{port}/proxy{path}")
-        from_api_server = body.startswith(b'{"kind":"Status"')
-        return "" if from_api_server else body.decode(errors="replace")
+        resource = f"{self._in('/api/v1', 'pods')}/{pod}:{port}/proxy{path}"
+        status, body = self._once("GET", resource, seconds=_POD_ANSWERS_WITHIN_SECONDS)
+        from_pod = status and not body.startswith(b'{"kind":"Status"')
+        return body.decode(errors="replace") if from_pod else ""
 
     def config_map(self, name: str) -> Json | None:
         return self._ask("GET", f"{self._in('/api/v1', 'configmaps')}/{name}", fine=(_NOT_FOUND,))
@@ -151,7 +167,9 @@ class Cluster:
                 raise ClusterUnusable(f"{method} {path.partition('?')[0]}", _words(status, answer))
             time.sleep(_PAUSE_SECONDS)
 
-    def _once(self, method: str, path: str, body: Json | None = None) -> tuple[int, bytes]:
+    def _once(
+        self, method: str, path: str, body: Json | None = None, *, seconds: float = _ANSWERED_WITHIN_SECONDS
+    ) -> tuple[int, bytes]:
         """Status and body; 0 and why, where nothing answers."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": "*/*", "Content-Type": kind}
@@ -160,9 +178,7 @@ class Cluster:
             method, resource, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            answer = self._api.call_api(
-                verb, f"{url}?{query}", headers, sent, _request_timeout=_ANSWERED_WITHIN_SECONDS
-            )
+            answer = self._api.call_api(verb, f"{url}?{query}", headers, sent, _request_timeout=seconds)
             return int(answer.status), answer.read() or b""  # type: ignore[no-untyped-call]
         except HTTPError as error:
             return 0, str(error).encode()
@@ -174,3 +190,8 @@ def _words(status: int, answer: bytes) -> str:
         return str(json.loads(answer)["message"])
     except (ValueError, KeyError, TypeError):
         return f"{status or 'no answer'}: {answer.decode(errors='replace')[:500]}"
+
+
+def _last_seen(event: Mapping[str, Any]) -> str:
+    """When; of those that came once, when it was made."""
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])

@@ -39,7 +39,6 @@ ATTEMPTS = 3
 """At a rollback: Helm 4 calls one failed that works, and an API server may be away meanwhile."""
 OTHERS_END_WITHIN_SECONDS = 10.0
 """A command that notices that somebody else has taken over ends its helm."""
-
 PODS_BACK_WITHIN_SECONDS = 30.0
 """After a rollback that helm called failed, before it is asked once more."""
 
@@ -82,7 +81,7 @@ class HelmDriver:
     @property
     def patience_seconds(self) -> float:
         """Helm's own patience for every attempt, and time to look."""
-        return ATTEMPTS * self._timeout_seconds(self._tracks()) + 60.0
+        return ATTEMPTS * self._tracks().stable.timeout_seconds + 60.0
 
     def feasible(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         """Steps up to the share that the canary's replicas can take; the last of them is followed by promotion."""
@@ -107,8 +106,9 @@ class HelmDriver:
             unready[canary.release.version] = lost
         return Serving(champion=stable.release, others=(canary.release,) if canary else (), unready=unready)
 
-    def ask(self, model: str, traffic: Traffic) -> None:
-        """The ledger's newest entry is what is asked, and `reached` carries it out."""
+    def ask(self, model: str, traffic: Traffic) -> None:  # noqa: ARG002 - a release has one
+        """The ledger's newest entry is what is asked, and `reached` carries it out; what cannot be, is not written."""
+        self._aim(traffic)
 
     def reached(self, model: str, traffic: Traffic) -> bool:
         task = self._taken_up(model, traffic)
@@ -134,10 +134,7 @@ class HelmDriver:
 
     def _taken_up(self, model: str, traffic: Traffic) -> Task:
         """The task of this traffic; another one is left."""
-        aim = aim_of(traffic)
-        if aim is None:
-            remedy = f"take it out of service with: helm uninstall {self._helm.release}"
-            raise ReleaseUnsuited(self._helm.release, "always serves a version", remedy)
+        aim = self._aim(traffic)
         if self._task is None or (self._task.aim, self._task.forwards) != (aim, forward(traffic)):
             self.leave()
             tracks = self._tracks(model)
@@ -146,6 +143,13 @@ class HelmDriver:
             slow = frozenset(track.too_slow_since for track in (tracks.stable, tracks.canary) if track)
             self._task = Task(aim, forward(traffic), slow)
         return self._task
+
+    def _aim(self, traffic: Traffic) -> Aim:
+        aim = aim_of(traffic)
+        if aim is None:
+            remedy = f"take it out of service with: helm uninstall {self._helm.release}"
+            raise ReleaseUnsuited(self._helm.release, "always serves a version", remedy)
+        return aim
 
     def _brought_about(self, task: Task, tracks: Tracks) -> bool:
         """Whether the release runs the versions that it should; begins or watches what is to be done for that."""
@@ -164,7 +168,7 @@ class HelmDriver:
         if latest.pending and good_revision(history, self._values) is None:
             remedy = f"take it away with: helm uninstall {self._helm.release}; and install it again"
             raise ReleaseUnsuited(self._helm.release, "was never installed to the end", remedy)
-        self._own, seconds = latest.revision + 1, self._timeout_seconds(tracks)
+        self._own, seconds = latest.revision + 1, tracks.stable.timeout_seconds
         if isinstance(task.deed, Rollback):
             task.work = self._helm.rollback(task.deed.revision, seconds)
         else:
@@ -235,10 +239,6 @@ class HelmDriver:
         if model is not None and tracks.stable.model != model:
             raise ReleaseServesOther(self._helm.release, tracks.stable.model, model)
         return tracks
-
-    @staticmethod
-    def _timeout_seconds(tracks: Tracks) -> float:
-        return float(tracks.stable.timeout_seconds)
 
 
 def _runs(tracks: Tracks, aim: Aim) -> bool:

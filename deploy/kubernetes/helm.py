@@ -34,6 +34,7 @@ _ENDS_WITHIN_SECONDS = 15.0
 _PAUSE_SECONDS = 1.0
 UNREACHABLE = "unreachable"
 """In helm's words where no API server answers."""
+NO_RELEASE = "release: not found"
 _OF_OTHER_CLUSTERS = ("HELM_KUBE", "HELM_NAMESPACE", "HELM_DEBUG")
 """Beginnings of variables by which helm would look elsewhere than we do, or talk where its answer is read."""
 
@@ -61,23 +62,29 @@ class Revision(BaseModel):
 
 
 class Work:
-    """A helm at work. It dies with this process: nobody else would know that it still changes the release."""
+    """A helm at work, told values. It dies with this process: nobody else would know that it changes the release."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], told: str = "") -> None:
-        self.words = " ".join(command)
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - read when the program has ended
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,  # a terminal's Ctrl-C is for this process, which then goes back
-            preexec_fn=dies_with_us(signal.SIGTERM),  # noqa: PLW1509 - it allocates nothing and takes no lock
-        )
-        if self._process.stdin is not None:
-            self._process.stdin.write(told.encode())
-            self._process.stdin.close()
+        with tempfile.TemporaryFile() as given:  # a pipe would break, or wait for ever, where helm does not read it
+            given.write(told.encode())
+            given.seek(0)
+            self._process = self._started(command, environment, given.fileno())
+
+    def _started(self, command: Sequence[str], environment: Mapping[str, str], given: int) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=given,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,  # a terminal's Ctrl-C is for this process, which then goes back
+                preexec_fn=dies_with_us(signal.SIGTERM),  # noqa: PLW1509 - it allocates nothing and takes no lock
+            )
+        except OSError as error:
+            self._output.close()
+            raise HelmFailed(f"helm {command[1]}", str(error)) from error
 
     def done(self) -> bool:
         return self._process.poll() is not None
@@ -129,7 +136,7 @@ class Helm:
         try:
             said = self._said("history", self.release, "--output", "json", "--max", str(HISTORY_MAX + 5))
         except HelmFailed as error:
-            if "not found" in error.words:
+            if NO_RELEASE in error.words:
                 raise ReleaseMissing(self.release, self.namespace, "helm knows none") from error
             raise
         return sorted(map(Revision.model_validate, json.loads(said)), key=lambda one: one.revision)

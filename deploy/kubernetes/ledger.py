@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import ValidationError
 
@@ -41,7 +41,7 @@ class ClusterLedger:
         return [self._known[number] for number in sorted(self._known)]
 
     def newest(self) -> Entry | None:
-        return next((entry for entry in reversed(self.entries()) if entry.state is not None), None)
+        return _newest(self.entries())
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["ClusterWriter"]:
@@ -120,7 +120,7 @@ class ClusterWriter:
         return [*self._entries, *self.appended]
 
     def newest(self) -> Entry | None:
-        return next((entry for entry in reversed(self.entries()) if entry.state is not None), None)
+        return _newest(self.entries())
 
     def next_number(self) -> int:
         return max((entry.number for entry in self.entries()), default=0) + 1
@@ -129,3 +129,7 @@ class ClusterWriter:
         entry = entry.model_copy(update={"number": self.next_number(), "model": self._model})
         self.appended.append(entry)
         return entry
+
+
+def _newest(entries: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in reversed(entries) if entry.state is not None), None)

@@ -37,7 +37,9 @@ def cause(pod: Pod) -> str:
 
 def fails_for_good(pod: Pod) -> bool:
     """Whether it has failed so often that waiting is of no use."""
-    return bool(cause(pod)) and any(one.get("restartCount", 0) >= STARTS_GIVEN_UP_AFTER - 1 for one in _containers(pod))
+    if _given_up(pod) or not cause(pod):
+        return False
+    return any(_failures(one) >= STARTS_GIVEN_UP_AFTER for one in _containers(pod))
 
 
 def was_ready(pod: Pod) -> bool:
@@ -72,7 +74,7 @@ def container_to_ask(pod: Pod) -> tuple[str, bool] | None:
 
 def _causes(pod: Pod) -> Iterator[str]:
     status = pod.get("status", {})
-    if status.get("phase") == "Failed" and "containerStatuses" not in status:
+    if _given_up(pod):
         yield f"{status.get('reason', 'it failed')}: {status.get('message', '')}"
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -101,7 +103,20 @@ def _ended(ended: Mapping[str, Any]) -> str:
     return f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
 
 
+def _given_up(pod: Pod) -> bool:
+    """Whether Kubernetes has ended it (evicted, refused by its machine), and started another in its place."""
+    return bool(pod.get("status", {}).get("phase") == "Failed")
+
+
+def _failures(container: Mapping[str, Any]) -> int:
+    """How often it has failed; not this time, if it runs."""
+    return int(container.get("restartCount", 0)) + ("running" not in container.get("state", {}))
+
+
 def _containers(pod: Pod) -> Iterator[Mapping[str, Any]]:
+    """Those that have not done their work: what one that prepares a pod failed at before it succeeded is over."""
     status = pod.get("status", {})
-    yield from status.get("initContainerStatuses") or ()
+    for one in status.get("initContainerStatuses") or ():
+        if one.get("state", {}).get("terminated", {}).get("exitCode") != 0:
+            yield one
     yield from status.get("containerStatuses") or ()

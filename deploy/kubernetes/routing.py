@@ -6,6 +6,7 @@ obeyed only while it names that very canary. It is deleted before helm takes a c
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import ValidationError
 
@@ -19,6 +20,8 @@ PEER_PORT, METRICS_PORT = 8081, 8082
 ROUTED = "shipway.dev/routed"
 """An annotation of the stable pods: the kubelet looks at ConfigMaps at once where a pod has changed."""
 TOUCHED_AGAIN_SECONDS = 10.0
+ASKED_AT_ONCE = 16
+"""Pods."""
 
 
 class Routing:
@@ -32,8 +35,8 @@ class Routing:
         """Ask for the split of `traffic` if that was not done; whether every ready stable pod obeys it."""
         if self._ask(tracks, traffic):
             self._touch(tracks.stable)
-        ready = tracks.stable.ready_pods
-        if ready and all(_obeys(_says(self._cluster, one, tracks.stable.model), traffic) for one in ready):
+        said = _said(self._cluster, tracks.stable)
+        if said and all(_obeys(one, traffic) for one in said):
             return True
         if time.monotonic() - self._touched > TOUCHED_AGAIN_SECONDS:
             self._touch(tracks.stable)
@@ -73,13 +76,18 @@ class Routing:
                 self._cluster.annotate_pod(pods.name(pod), {ROUTED: f"{time.time():.3f}"})
 
 
-def _says(cluster: Cluster, pod: pods.Pod, model: str) -> ActualEndpoint | None:
-    """What a pod says that is in force."""
-    try:
-        actual = Actual.model_validate_json(cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/actual"))
-    except ValidationError:
-        return None
-    return actual.endpoint(model)
+def _said(cluster: Cluster, stable: Track) -> list[ActualEndpoint | None]:
+    """What each ready stable pod says that is in force."""
+
+    def says(pod: pods.Pod) -> ActualEndpoint | None:
+        try:
+            actual = Actual.model_validate_json(cluster.get_from_pod(pods.name(pod), METRICS_PORT, "/actual"))
+        except ValidationError:
+            return None
+        return actual.endpoint(stable.model)
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as executor:
+        return list(executor.map(says, stable.ready_pods))
 
 
 def _obeys(found: ActualEndpoint | None, traffic: Traffic) -> bool:
@@ -99,7 +107,5 @@ def _name(tracks: Tracks) -> str:
 
 def shares(cluster: Cluster, stable: Track) -> dict[int, int]:
     """Weights by version as a ready stable pod says that they are in force; empty where none says it."""
-    for pod in stable.ready_pods:
-        if found := _says(cluster, pod, stable.model):
-            return {one.version: one.weight for one in found.versions}
-    return {}
+    found = next(filter(None, _said(cluster, stable)), None)
+    return {one.version: one.weight for one in found.versions} if found else {}

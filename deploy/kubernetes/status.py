@@ -73,8 +73,7 @@ def read_status(settings: Settings, *, adopt: bool = False) -> ReleaseStatus:
     if adopt and adopted_by(ledger, found.helm.release, found.tracks.aim) is not None:
         from deploy.rollout.commands import deliver_now
 
-        if found.tracks.canary is None:
-            Routing(found.cluster).give_back(found.tracks)  # or the kubelet would see to it within a minute
+        Routing(found.cluster).give_back(found.tracks)  # or the kubelet would see to it within a minute
         deliver_now(settings, ledger)
     revision, newest = found.helm.history()[-1], ledger.newest()
     stable, canary = found.tracks.stable, found.tracks.canary
@@ -117,7 +116,8 @@ def _problems(found: Place, revision: Revision, newest: Entry | None) -> Iterato
             if cause := causes.of_pod(pod):
                 yield f"pod {pods.name(pod)} (version {pods.annotation(pod, pods.VERSION)}): {cause}"
     said = told_by(newest) if newest else None
-    if said is not None and said != found.tracks.aim:
+    # While helm is at work, what the ledger says is where it goes to: that is nothing to adopt.
+    if said is not None and said != found.tracks.aim and not revision.pending:
         yield (
             f"the release runs {found.tracks.aim}, and the ledger says {said}; if that was meant, let the ledger "
             "follow: shipway status --adopt"

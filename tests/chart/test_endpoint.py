@@ -313,6 +313,7 @@ def test_a_gateway_trusts_the_node_s_certificate() -> None:
 
 
 COMMAND = re.compile(r"^  ((?:helm|kubectl) .*)$", re.MULTILINE)
+OURS = re.compile(r"^  (shipway .*)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("major", MAJORS)
@@ -329,6 +330,16 @@ def test_printed_commands_are_of_this_release_and_this_helm(values: Json, major:
             assert ("--rollback-on-failure" in command) <= (major == 4)
             assert "--wait" in command
     assert any({3: "--atomic", 4: "--rollback-on-failure"}[major] in command for command in commands)
+
+
+def test_our_own_commands_take_what_is_printed() -> None:
+    printed = [shlex.split(line) for line in OURS.findall(notes(OPEN))]
+    assert [command[1] for command in printed] == ["rollout", "status", "rollback"]
+    for _, verb, *arguments in printed:
+        command = cli.commands[verb]
+        context = command.make_context(verb, [word.replace("$VERSION", "8") for word in arguments], obj=read_settings())
+        assert (context.obj.helm_release, context.obj.helm_namespace) == ("flights", "team")
+        assert context.params.get("name", "flights") == "flights"
 
 
 def applied(command: list[str], stored: Json) -> Json:

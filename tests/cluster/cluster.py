@@ -1,8 +1,9 @@
 """The Kubernetes of the cluster tests: one that the program in SHIPWAY_KUBE_KIT starts, or that of KUBECONFIG.
 
 The program's verbs are `up`, which prints the environment to use, `load IMAGE.tar`, `crds` and `operator`, which add
-custom resources and the Prometheus operator, `kill COMPONENT` and `start COMPONENT`, and `down`. In a cluster of
-KUBECONFIG's, SHIPWAY_KUBE_LOAD is the command that takes an image archive into it.
+custom resources and the Prometheus operator, `nodes COUNT LABEL=VALUE`, which adds machines with eight GPUs that run
+nothing, `kill COMPONENT` and `start COMPONENT`, and `down`. In a cluster of KUBECONFIG's, SHIPWAY_KUBE_LOAD is the
+command that takes an image archive into it.
 """
 
 import contextlib
@@ -120,6 +121,12 @@ class Cluster:
                 _kit([*self.kit, what])
             return True
         return self.run(helm_binaries.kubectl(), "get", "customresourcedefinition", kind).returncode == 0
+
+    def gpu_nodes(self, count: int) -> bool:
+        """Have the kit add machines with eight GPUs each, for the scheduler alone; False without one."""
+        if self.kit:
+            _kit([*self.kit, "nodes", str(count), "nvidia.com/gpu.product=H100"])
+        return bool(self.kit)
 
     def kill(self, component: str) -> None:
         """SIGKILL a component of Kubernetes' own, like kubelet; only where the kit started the cluster."""

@@ -99,14 +99,14 @@ def open_lab(cluster: Cluster) -> Iterator[Lab]:
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """One that enforces the restricted standard, and ends with the test."""
-    with new_namespace(cluster, request.node.name.removeprefix("test_"), {"enforce": "restricted"}) as name:
+    with namespace_for(cluster, request.node.name.removeprefix("test_"), {"enforce": "restricted"}) as name:
         yield name
 
 
 @pytest.fixture(scope="session")
 def cache(lab: Lab) -> Iterator[str]:
     """A directory of the node's that every user may write to."""
-    with new_namespace(lab.cluster, "cache", {}) as name:
+    with namespace_for(lab.cluster, "cache", {}) as name:
         on_the_node(lab, name, "make", ["install", "-d", "-m", "0777", "/node/archives"])
         yield f"{CACHE}/archives"
         on_the_node(lab, name, "remove", ["rm", "-r", "/node/archives"])
@@ -115,34 +115,41 @@ def cache(lab: Lab) -> Iterator[str]:
 @pytest.fixture
 def shared_cache(lab: Lab, namespace: str, cache: str) -> Iterator[str]:
     """The claim of a volume that all pods share, for `cache.existingClaim`; it may hold archives of other tests."""
+    with claim(lab.cluster, namespace, cache) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def claim(cluster: Cluster, namespace: str, directory: str) -> Iterator[str]:
+    """The claim of a volume that is a directory of the node's."""
     volume = f"{CLAIM}-{namespace}"
     size = {"capacity": {"storage": "5Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": ""}
-    claim = {
+    wanted = {
         "accessModes": ["ReadWriteMany"],
         "storageClassName": "",
         "volumeName": volume,
         "resources": {"requests": {"storage": "5Gi"}},
     }
-    lab.cluster.apply(
+    cluster.apply(
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
             "metadata": {"name": volume},
-            "spec": {**size, "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": cache}},
+            "spec": {**size, "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": directory}},
         },
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {"name": CLAIM, "namespace": namespace},
-            "spec": claim,
+            "spec": wanted,
         },
     )
     yield CLAIM
-    lab.cluster.kubectl("delete", "persistentvolume", volume, "--wait=false")
+    cluster.kubectl("delete", "persistentvolume", volume, "--wait=false")
 
 
 @contextlib.contextmanager
-def new_namespace(cluster: Cluster, words: str, standard: Mapping[str, str]) -> Iterator[str]:
+def namespace_for(cluster: Cluster, words: str, standard: Mapping[str, str]) -> Iterator[str]:
     """One with a name made of `words`, and a level of pod security by mode; it ends afterwards."""
     name = f"{''.join(c if c.isalnum() else '-' for c in words.lower())[:40].strip('-')}-{secrets.token_hex(3)}"
     labels = {f"pod-security.kubernetes.io/{mode}": level for mode, level in standard.items()}

@@ -17,7 +17,7 @@ from tests.bench.cluster.command_line import CommandLine
 from tests.bench.cluster.scraping import METRICS_PORT, scraped
 from tests.cluster import cluster as clusters
 from tests.cluster.cluster import CommandFailed
-from tests.cluster.conftest import STATE, Lab, new_namespace, open_lab
+from tests.cluster.conftest import STATE, Lab, namespace_for, open_lab
 from tests.cluster.registry import MODEL, Version, questions
 from tests.cluster.release import NAME, TRACK, Release, canary, to
 from tests.cluster.steady import RATE, Steady
@@ -229,8 +229,8 @@ def open_ground(console: Console) -> Iterator[Ground]:
     with clusters.cluster(STATE) as cluster, contextlib.ExitStack() as stack:
         lab = stack.enter_context(open_lab(cluster))
         bad = lab.store.spoiled(lab.store.trained(BAD_SEED), BAD)
-        namespace = stack.enter_context(new_namespace(cluster, "bench", {"enforce": "restricted"}))
-        nodes = stack.enter_context(new_namespace(cluster, "bench-nodes", {}))
+        namespace = stack.enter_context(namespace_for(cluster, "bench", {"enforce": "restricted"}))
+        nodes = stack.enter_context(namespace_for(cluster, "bench-nodes", {}))
         release = Release(lab, namespace)
         release.install(lab.good, replicaCount=REPLICAS, **STARTUP)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shipway-bench-")))
