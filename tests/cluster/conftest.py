@@ -4,6 +4,7 @@ import contextlib
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,18 @@ TEST_SECONDS = 400
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Pods take their time; and what a test waits for first, the image above all, has deadlines of its own."""
+    """Pods take their time; and what a test waits for first, the image above all, has deadlines of its own.
+
+    Tests that need no image come first, while it is built.
+    """
+    items.sort(key=_needs_image)
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(TEST_SECONDS, func_only=True))
+
+
+def _needs_image(item: pytest.Item) -> bool:
+    return "lab" in getattr(item, "fixturenames", ())
 
 
 @dataclass(frozen=True)
@@ -71,16 +80,31 @@ def cluster() -> Iterator[Cluster]:
         yield found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def building(request: pytest.FixtureRequest) -> Iterator[Future[Image] | None]:
+    """The image, from the beginning of the run on; None if no test needs it."""
+    if not any(map(_needs_image, request.session.items)):
+        yield None
+        return
+    cluster = request.getfixturevalue("cluster")
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(built_image, cluster)
+
+
+def built_image(cluster: Cluster) -> Image:
+    """On the cluster's node."""
+    return image(cluster, STATE / "image")
+
+
 @pytest.fixture(scope="session")
-def lab(cluster: Cluster) -> Iterator[Lab]:
-    with open_lab(cluster) as found:
+def lab(cluster: Cluster, building: Future[Image]) -> Iterator[Lab]:
+    with open_lab(cluster, building.result()) as found:
         yield found
 
 
 @contextlib.contextmanager
-def open_lab(cluster: Cluster) -> Iterator[Lab]:
-    """The image on the cluster's node, and a registry with all versions."""
-    built = image(cluster, STATE / "image")
+def open_lab(cluster: Cluster, built: Image) -> Iterator[Lab]:
+    """A registry with all versions, for pods of that image."""
     with tempfile.TemporaryDirectory(prefix="shipway-lab-") as name, pytest.MonkeyPatch.context() as patch:
         for variable, value in ENVIRONMENT.items():
             patch.setenv(variable, value)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ REPOSITORY = "localhost/shipway-test"
 BUILD_SECONDS = 900.0
 PULL_SECONDS = 300.0
 _MAKING = (".dockerignore", ".ci/image")
+_ONE_AT_A_TIME = threading.Lock()
 _BASE = "localhost/shipway-test-base:bookworm"
 _DEBIAN = ("--variant=minbase", "--include=ca-certificates,python3,python3-venv", "bookworm")
 
@@ -82,6 +84,11 @@ def _build(wanted: Image, archive: Path) -> None:
 
 def base() -> str:
     """The base that the Dockerfile names, or Debian with its own Python where no image registry is reached."""
+    with _ONE_AT_A_TIME:  # two images begin with it
+        return _base()
+
+
+def _base() -> str:
     (named,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     builder = subprocess.run([ROOT / ".ci" / "builder"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     with contextlib.suppress(subprocess.SubprocessError):  # nobody answers, or says no

@@ -20,7 +20,7 @@ from tests.cluster.steady import Steady
 from tests.helm_binaries import helm
 
 MAJORS = (3, 4)
-SOON = ("--set", "startup.budgetSeconds=20", "--set", "progressDeadlineSeconds=25")
+SOON = ("--set", "startup.budgetSeconds=12", "--set", "progressDeadlineSeconds=17")
 """For what must not get ready."""
 BACK = {3: "--atomic", 4: "--rollback-on-failure"}
 ASKED = 200
@@ -55,7 +55,7 @@ def test_point_17_a_version_that_never_gets_ready_goes_back(lab: Lab, namespace:
         begun = time.monotonic()
         with _never_without_pods(release, serving["metadata"]["name"]), pytest.raises(CommandFailed) as failed:
             # Helm 3 sees no deadline but its own.
-            release.upgrade(*to(lab.unready), *SOON, BACK[major], "--timeout", "40s")
+            release.upgrade(*to(lab.unready), *SOON, BACK[major], "--timeout", "30s")
         load.wait_for(ASKED, time.monotonic(), 60)
     assert load.window(begun).faults == []
     release.serves(lab.good)
@@ -73,7 +73,7 @@ def test_point_17_helm_4_gives_up_at_the_progress_deadline(lab: Lab, namespace: 
     begun = time.monotonic()
     with pytest.raises(CommandFailed, match=r"[Pp]rogress"):
         release.upgrade(*to(lab.unready), *SOON)
-    assert time.monotonic() - begun < 25 + 15
+    assert time.monotonic() - begun < 17 + 15
     assert release.history == ["deployed", "failed"]
     release.serves(lab.good)
     (unready,) = [

@@ -17,7 +17,7 @@ from tests.bench.cluster.command_line import CommandLine
 from tests.bench.cluster.scraping import METRICS_PORT, scraped
 from tests.cluster import cluster as clusters
 from tests.cluster.cluster import CommandFailed
-from tests.cluster.conftest import STATE, Lab, namespace_for, open_lab
+from tests.cluster.conftest import STATE, Lab, built_image, namespace_for, open_lab
 from tests.cluster.registry import MODEL, Version, questions
 from tests.cluster.release import NAME, TRACK, Release, canary, to
 from tests.cluster.steady import RATE, Steady
@@ -227,7 +227,7 @@ def _ready(pod: Any) -> bool:
 def open_ground(console: Console) -> Iterator[Ground]:
     """On a cluster of its own or that of KUBECONFIG, with the first version in service and under load."""
     with clusters.cluster(STATE) as cluster, contextlib.ExitStack() as stack:
-        lab = stack.enter_context(open_lab(cluster))
+        lab = stack.enter_context(open_lab(cluster, built_image(cluster)))
         bad = lab.store.spoiled(lab.store.trained(BAD_SEED), BAD)
         namespace = stack.enter_context(namespace_for(cluster, "bench", {"enforce": "restricted"}))
         nodes = stack.enter_context(namespace_for(cluster, "bench-nodes", {}))
