@@ -66,7 +66,9 @@ def _cluster(name: str, asked: Asked, edge: Edge) -> Config:
         "ignore_health_on_host_removal": True,
         "lb_policy": "LEAST_REQUEST",
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "connect_timeout": "1s",
+        # With the handshake of TLS. So long some requests wait for a canary that helm has taken away, until the kubelet
+        # says so.
+        "connect_timeout": "0.5s",
         # The peer has its own limits, and says no by itself: an overflow here would be the client's answer.
         "circuit_breakers": {"thresholds": [limits]},
         "outlier_detection": _outliers(),
@@ -90,14 +92,17 @@ def _endpoint(host: str, port: int) -> Config:
 
 
 def _outliers() -> Config:
-    """Who takes no connection, or resets three in a row, is left alone for a second; of several never all."""
+    """Who takes no connection, or resets three in a row, is left alone for a second or two; of several never all.
+
+    Whoever does so again at once is left alone for longer, which is forgotten one interval after the other.
+    """
     never = ("consecutive_5xx", "consecutive_gateway_failure", "success_rate", "local_origin_success_rate")
     return {
         "split_external_local_origin_errors": True,
         "consecutive_local_origin_failure": 3,
-        "interval": "0.5s",
+        "interval": "2s",
         "base_ejection_time": "1s",
-        "max_ejection_time": "5s",
+        "max_ejection_time": "10s",
         "max_ejection_percent": 50,
         **{f"enforcing_{name}": 0 for name in never},
     }
