@@ -21,6 +21,7 @@ from deploy.kubernetes.aim import (
     changed,
     description,
     forward,
+    found_in,
     good_revision,
     next_deed,
 )
@@ -31,7 +32,7 @@ from deploy.kubernetes.routing import Routing
 from deploy.kubernetes.tracks import Track, Tracks, read_tracks
 from deploy.rollout.driver import Serving
 from deploy.rollout.machine import Traffic
-from deploy.rollout.record import Step
+from deploy.rollout.record import Release, Step
 
 LOOK_SECONDS = 0.5
 """Between two looks at the cluster."""
@@ -105,6 +106,13 @@ class HelmDriver:
         if canary is not None and (lost := self._causes.of_lost(canary)):
             unready[canary.release.version] = lost
         return Serving(champion=stable.release, others=(canary.release,) if canary else (), unready=unready)
+
+    def before_failure(self, model: str) -> Release | None:
+        """By helm's history: of upgrades by hand, or by a helm that was killed."""
+        history = self._helm.history()
+        good = None if history[-1].good else good_revision(history, self._values)
+        was = found_in(self._values(good.revision)) if good else None
+        return was.stable if was and was.stable != self._tracks(model).stable.release else None
 
     def ask(self, model: str, traffic: Traffic) -> None:  # noqa: ARG002 - a release has one
         """The ledger's newest entry is what is asked, and `reached` carries it out; what cannot be, is not written."""

@@ -47,6 +47,9 @@ class Driver(Protocol):
 
     def serving(self, model: str) -> Serving: ...
 
+    def before_failure(self, model: str) -> Release | None:
+        """What served before somebody else put another version in its place that failed; None where nobody did."""
+
     def ask(self, model: str, traffic: Traffic) -> None:
         """Ask for this traffic and return at once; asking again changes nothing."""
 
@@ -86,6 +89,9 @@ class Local:
         lost = (one for one in found.versions if one.state == "FAILED" or (one.state != "READY" and one.reason))
         unready = {one.version: one.reason or one.state for one in lost}
         return Serving(champion=_release(first), others=tuple(map(_release, others)), unready=unready)
+
+    def before_failure(self, model: str) -> Release | None:  # noqa: ARG002 - what fails to load replaces nothing here
+        return None
 
     def ask(self, model: str, traffic: Traffic) -> None:
         change(self._desired_file, model, lambda before: _endpoint(model, traffic, before))

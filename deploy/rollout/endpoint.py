@@ -107,13 +107,15 @@ class Endpoint:
             if to is None or (entry.champion and entry.champion.version == to):
                 return _done(entry)
         with self.ledger.writing() as writer:
-            current = self._current(writer)
-            others = self.driver.serving(self.model).others
-            target = self._target(writer.entries(), current, to)
+            serving, current = self.driver.serving(self.model), self._current(writer)
+            before = self.driver.before_failure(self.model)
+            if before is not None:
+                current = serving.champion  # of which the ledger knows nothing
+            target = before if before and to is None else self._target(writer.entries(), current, to)
             if current and target.version == current.version:
                 raise AlreadyServes(self.model, target.version)
             words = f"back to version {target.version}" + (f" from version {current.version}" if current else "")
-            warm = target in others
+            warm = target in serving.others
             move = Move(state="ROLLING_BACK", words=f"{words}, which is {'warm' if warm else 'loaded first'}")
             entry = self._begin(writer, "rollback", target, current, move)
         return _done(run.go_on(entry))

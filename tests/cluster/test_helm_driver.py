@@ -33,7 +33,7 @@ from deploy.rollout.policy import Policy
 from deploy.rollout.record import Entry, Outcome, Release, Step, Verdict
 from deploy.settings import Settings
 from tests import helm_binaries
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, CommandFailed
 from tests.cluster.conftest import CHART, STATE
 from tests.cluster.image import ROOT, Image
 from tests.cluster.standins import NEVER_READY, NOT_FETCHED, digest, standin
@@ -236,10 +236,15 @@ def test_a_version_that_never_gets_ready_is_taken_back_and_the_cause_is_said(
     assert bench.weights == {1: 100}
 
 
-def test_a_rollback_finds_the_last_good_revision_behind_failed_ones(bench: Bench) -> None:
+def test_point_18_a_rollback_finds_the_last_good_revision_behind_failed_ones(bench: Bench) -> None:
     bench.endpoint.roll_out(release(2))
     bench.endpoint.roll_out(release(NEVER_READY))
-    assert [one["status"] for one in bench.history].count("failed") == 1
+    for version in (NEVER_READY, NOT_FETCHED):
+        with pytest.raises(CommandFailed):
+            bench.helm(*upgrade_to(version), "--wait", "--timeout", "30s")
+    assert [one["status"] for one in bench.history].count("failed") == 3
+    assert bench.endpoint.roll_back().champion == release(2)
+    assert (bench.weights, bench.status.problems) == ({2: 100}, [])
     assert bench.endpoint.roll_back().champion == release(1)
     assert (bench.weights, bench.history[-1]["description"]) == ({1: 100}, "Rollback to 1")
 
@@ -258,7 +263,7 @@ def test_a_canary_that_loses_readiness_is_taken_back_with_the_reason(bench: Benc
 
 
 @both_helms
-def test_a_killed_helm_is_cleared_by_the_command_that_started_it(bench: Bench) -> None:
+def test_point_19_a_killed_helm_is_cleared_by_the_command_that_started_it(bench: Bench) -> None:
     def killer(entry: Entry) -> None:
         if entry.state == "PENDING":
             threading.Thread(target=kill_upgrade, args=(bench,), daemon=True).start()
@@ -294,7 +299,7 @@ def test_a_pending_release_is_taken_over_with_consent_alone(bench: Bench) -> Non
         ("PROMOTING upgrade", "rollback", {1: 100}),
     ],
 )
-def test_a_killed_command_is_ended_by_one_more(bench: Bench, at: str, then: str, end: dict[int, int]) -> None:
+def test_point_19_a_killed_command_is_ended_by_one_more(bench: Bench, at: str, then: str, end: dict[int, int]) -> None:
     where = [bench.namespace, str(bench.major), str(bench.directory)]
     command = [sys.executable, "-m", "tests.cluster.killed_release", *where, *at.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
@@ -367,6 +372,12 @@ def test_a_release_made_with_helm_3_is_rolled_out_and_back_with_4(bench: Bench) 
     assert bench.endpoint.roll_back().champion == release(1)
 
 
+def upgrade_to(version: int) -> list[str]:
+    """By hand."""
+    model = ["--set", f"model.version={version}", "--set", f"model.sha256={digest(version)}"]
+    return ["upgrade", NAME, str(CHART), "--reset-then-reuse-values", *model]
+
+
 def kill_upgrade(bench: Bench) -> None:
     """As soon as it has written that it is at work."""
     wait_for(lambda: bench.history[-1]["status"] == "pending-upgrade", 60)
@@ -381,9 +392,8 @@ def roll_back_during_upgrade(bench: Bench, ended: list[Entry]) -> None:
 
 def somebodys_killed_helm(bench: Bench) -> None:
     """A helm by hand, killed in the middle of an upgrade to what never gets ready."""
-    upgrade = ["upgrade", NAME, str(CHART), "--reset-then-reuse-values", "--set", f"model.version={NEVER_READY}"]
-    upgrade += ["--set", f"model.sha256={digest(NEVER_READY)}", "--wait", "--namespace", bench.namespace]
-    process = subprocess.Popen([helm_binaries.helm(bench.major), *upgrade], env=bench.cluster.environment)
+    upgrade = [str(helm_binaries.helm(bench.major)), *upgrade_to(NEVER_READY), "--wait", "--namespace", bench.namespace]
+    process = subprocess.Popen(upgrade, env=bench.cluster.environment)
     wait_for(lambda: bench.history[-1]["status"] == "pending-upgrade", 60)
     process.kill()
     process.wait()

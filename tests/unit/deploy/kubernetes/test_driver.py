@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.errors import LoadFailed, ReleasePending, ReleaseServesOther, ReleaseUnsuited
+from deploy.errors import LoadFailed, NoGoodVersion, ReleasePending, ReleaseServesOther, ReleaseUnsuited
 from deploy.kubernetes import driver
 from deploy.kubernetes.driver import HelmDriver
 from deploy.rollout.driver import Driver, Serving
@@ -109,6 +109,41 @@ def test_a_good_version_takes_two_revisions(bench: Bench, roll_out: Callable[...
     assert f"{FULLNAME}-rollout" not in bench.api.names("configmaps")
     assert endpoint(bench).roll_back().state == "ROLLED_BACK"
     assert bench.helm.deeds[2:] == ["rollback to 1, within 240 s"]
+
+
+def upgraded_by_hand(bench: Bench, status: str, *versions: Release) -> None:
+    """One after the other, and none with success."""
+    for version in versions:
+        bench.helm.add(status, values(version))
+        bench.api.run(version)
+
+
+def test_two_bad_upgrades_by_hand_are_taken_back_to_the_last_good_version(bench: Bench) -> None:
+    upgraded_by_hand(bench, "failed", TWO, THREE)
+    assert endpoint(bench).roll_back().champion == ONE
+    assert bench.helm.deeds == ["rollback to 1, within 240 s"]
+    assert bench.place.tracks.aim.stable == ONE
+    with pytest.raises(NoGoodVersion):
+        endpoint(bench).roll_back()
+
+
+def test_what_the_ledger_has_in_service_is_what_a_bad_upgrade_by_hand_is_taken_back_to(
+    bench: Bench, roll_out: Callable[..., Entry]
+) -> None:
+    roll_out(TWO, "promote", "promote")
+    upgraded_by_hand(bench, "failed", THREE)
+    entry = endpoint(bench).roll_back(to=2)
+    assert (entry.champion, entry.candidate) == (TWO, THREE)
+    upgraded_by_hand(bench, "failed", THREE)
+    assert endpoint(bench).roll_back().champion == TWO
+    assert endpoint(bench).roll_back().champion == ONE
+
+
+def test_a_failed_revision_of_what_serves_is_no_reason_to_stay(bench: Bench, roll_out: Callable[..., Entry]) -> None:
+    roll_out(TWO, "promote", "promote")
+    upgraded_by_hand(bench, "failed", TWO)  # as Helm 4 calls some rollbacks that work
+    assert bench.driver.before_failure(MODEL) is None
+    assert endpoint(bench).roll_back().champion == ONE
 
 
 def test_a_condemned_one_is_taken_back_by_helms_own_rollback(bench: Bench, roll_out: Callable[..., Entry]) -> None:

@@ -170,6 +170,9 @@ class _Driver:
         self.bench.node()
         return self._local.serving(model)
 
+    def before_failure(self, model: str) -> Release | None:
+        return self._local.before_failure(model)
+
     def ask(self, model: str, traffic: Traffic) -> None:
         self.bench.operation("ask")
         self._local.ask(model, traffic)
