@@ -1,6 +1,7 @@
 """A release of the chart by helm alone, and questions to it as its clients ask."""
 
 import json
+import socket
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ FULLNAME = "flights-shipway"
 TIMEOUT_SECONDS = 240
 WAIT = ("--wait", "--timeout", f"{TIMEOUT_SECONDS}s")
 TRACK = "shipway.dev/track"
+SERVICE_KNOWN_WITHIN_SECONDS = 20.0
+"""To kube-proxy, for which helm does not wait."""
 
 
 @dataclass
@@ -31,6 +34,8 @@ class Release:
         values = json.dumps({"replicaCount": 1, **self.lab.values(version, **changes)})
         options = WAIT if wait else ()
         self.helm("install", NAME, self.chart, "--values", "-", *options, stdin=values)
+        if wait:
+            wait_for(self._taken, SERVICE_KNOWN_WITHIN_SECONDS)
 
     def upgrade(self, *options: str, wait: bool = True) -> str:
         """To the chart's defaults, the values so far, and these options (`--set …`). Raises CommandFailed."""
@@ -108,6 +113,14 @@ class Release:
         """It alone answers requests on connections of their own, soon after what was done, and from then on."""
         wait_for(lambda: self._answering() == {version.number}, KNOWN_WITHIN_SECONDS)
         assert self._answering() == {version.number}
+
+    def _taken(self) -> bool:
+        """Whether the node takes connections for a Service that is new."""
+        try:
+            socket.create_connection((self.lab.cluster.node_ip, self.port), timeout=5).close()
+        except OSError:
+            return False
+        return True
 
     def _answering(self) -> set[int]:
         return {int(self.ask(self.lab.good)[0]["x-shipway-version"]) for _ in range(8)}
