@@ -76,8 +76,9 @@ from deploy.node.children import reap
 
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to this process, as they do to PID 1
 for _ in range(3):
-    # Whoever ends by itself looks after its children, and the orphan would be none.
-    subprocess.run([sys.executable, "-c", "import os, subprocess; subprocess.Popen(['true']); os._exit(0)"], check=True)
+    # Popen looks after a child that has ended when it is let go itself, and the orphan would be none.
+    parent = "import os, subprocess; kept = subprocess.Popen(['true']); os._exit(0)"
+    subprocess.run([sys.executable, "-c", parent], check=True)
 deadline = time.monotonic() + 20
 while [child.status() for child in psutil.Process().children()] != ["zombie"] * 3:
     assert time.monotonic() < deadline
