@@ -106,9 +106,9 @@ class Endpoint:
             entry = run.go_on(entry)
             if to is None or (entry.champion and entry.champion.version == to):
                 return _done(entry)
+        before = self.driver.before_failure(self.model)  # helm is asked, and takes too long for the ledger's lock
         with self.ledger.writing() as writer:
             serving, current = self.driver.serving(self.model), self._current(writer)
-            before = self.driver.before_failure(self.model)
             if before is not None:
                 current = serving.champion  # of which the ledger knows nothing
             target = before if before and to is None else self._target(writer.entries(), current, to)

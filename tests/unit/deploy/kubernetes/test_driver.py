@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import LoadFailed, NoGoodVersion, ReleasePending, ReleaseServesOther, ReleaseUnsuited
-from deploy.kubernetes import driver
+from deploy.kubernetes import driver, ledger
 from deploy.kubernetes.driver import HelmDriver
+from deploy.kubernetes.helm import Revision
 from deploy.rollout.driver import Driver, Serving
 from deploy.rollout.endpoint import Endpoint
 from deploy.rollout.ledger import AnyLedger
@@ -137,6 +138,20 @@ def test_what_the_ledger_has_in_service_is_what_a_bad_upgrade_by_hand_is_taken_b
     upgraded_by_hand(bench, "failed", THREE)
     assert endpoint(bench).roll_back().champion == TWO
     assert endpoint(bench).roll_back().champion == ONE
+
+
+def test_nobody_waits_for_the_ledger_while_helm_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgraded_by_hand(bench, "failed", TWO)
+    monkeypatch.setattr(ledger, "BUSY_SECONDS", 0.2)
+    history = bench.helm.history
+
+    def asked() -> list[Revision]:
+        with bench.ledger.writing():
+            return history()
+
+    found = endpoint(bench)
+    monkeypatch.setattr(bench.helm, "history", asked)
+    assert found.roll_back().champion == ONE
 
 
 def test_a_failed_revision_of_what_serves_is_no_reason_to_stay(bench: Bench, roll_out: Callable[..., Entry]) -> None:
