@@ -171,7 +171,10 @@ class RegistryUnreachable(RegistryError):
     """No MLflow server answers at that address."""
 
     def __init__(self, tracking_uri: str, reason: str) -> None:
-        super().__init__(f"no MLflow server answers at {tracking_uri} ({reason}); start it with: shipway up")
+        super().__init__(
+            f"no MLflow server answers at {tracking_uri} ({reason}); start it (on one machine: shipway up), or name "
+            "another in SHIPWAY_MLFLOW_URI"
+        )
         self.tracking_uri = tracking_uri
         self.reason = reason
 
