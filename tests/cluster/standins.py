@@ -4,10 +4,12 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.image import BUILD_SECONDS, ROOT, Image, base, on_node
 
+MODEL = "flights"
 FOLDER = Path(__file__).parent / "standin"
 NEVER_READY, NOT_FETCHED = 4, 5
 """Versions of a fault, as its program has it."""
@@ -15,6 +17,19 @@ NEVER_READY, NOT_FETCHED = 4, 5
 
 def digest(version: int) -> str:
     return f"sha256:{version:064x}"
+
+
+def values(version: int, **changes: Any) -> dict[str, Any]:
+    """The chart's, for a release whose archives nobody fetches."""
+    return {
+        "model": {"name": MODEL, "version": version, "sha256": digest(version)},
+        "source": {"mlflow": {"trackingUri": "http://127.0.0.1:9"}},
+        "trust": {"publicKeys": ["-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----"]},
+        "insecure": True,
+        "startup": {"budgetSeconds": 10},
+        "progressDeadlineSeconds": 14,
+        **changes,
+    }
 
 
 def standin(cluster: Cluster, state: Path) -> Image:

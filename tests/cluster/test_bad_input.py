@@ -84,9 +84,12 @@ def back(serving: Release) -> Iterator[None]:
 def test_what_cannot_be_fetched(lab: Lab, serving: Release, wrong: str) -> None:
     other = lab.other
     options, cause = {
-        "version": (to(replace(other, number=99)), "99"),
+        "version": (to(replace(other, number=99)), "has no models:/flights/99; it has"),
         "digest": (to(replace(other, digest=f"sha256:{'0' * 64}")), re.escape(other.digest)),
-        "registry": ((*to(other), "--set", f"source.mlflow.trackingUri={NOBODY}"), r"127\.0\.0\.1.*(9|refused)"),
+        "registry": (
+            (*to(other), "--set", f"source.mlflow.trackingUri={NOBODY}"),
+            r"no MLflow server answers at http://127\.0\.0\.1:9",
+        ),
     }[wrong]
     problem = refused(serving, f"fetch failed: .*{cause}", *options)
     (pod,) = [one for one in serving.pods() if one["metadata"]["name"] in problem]

@@ -2,17 +2,19 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from deploy.kubernetes import pods
 from deploy.kubernetes.status import read_status
 from deploy.settings import Settings
 from tests import helm_binaries
 from tests.cluster.cluster import Cluster, CommandFailed
 from tests.cluster.conftest import CHART
 from tests.cluster.release import FULLNAME, NAME
-from tests.cluster.standins import digest
+from tests.cluster.standins import digest, values
 
 GPUS = 24
 SECONDS = 60
@@ -26,26 +28,11 @@ def gpus(cluster: Cluster) -> Iterator[Cluster]:
     cluster.kubectl("delete", "nodes", "--selector", "type=kwok")
 
 
-def values(surge: str) -> str:
-    return json.dumps(
-        {
-            "image": {"repository": "nobody/runs", "tag": "this"},
-            "replicaCount": GPUS,
-            "surge": surge,
-            "gpu": {"enabled": True, "count": 1, "nodeSelector": {"nvidia.com/gpu.product": "H100"}},
-            "model": {"name": "flights", "version": 1, "sha256": digest(1)},
-            "source": {"mlflow": {"trackingUri": "http://127.0.0.1:9"}},
-            "trust": {"publicKeys": ["-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----"]},
-            "insecure": True,
-            "startup": {"budgetSeconds": 10},
-            "progressDeadlineSeconds": 15,
-        }
-    )
-
-
 def install(cluster: Cluster, namespace: str, surge: str) -> None:
+    gpu = {"enabled": True, "count": 1, "nodeSelector": {"nvidia.com/gpu.product": "H100"}}
+    given = values(1, image={"repository": "nobody/runs", "tag": "this"}, replicaCount=GPUS, surge=surge, gpu=gpu)
     options = ("--namespace", namespace, "--values", "-", "--wait", "--timeout", f"{SECONDS}s")
-    cluster.helm(4, "install", NAME, str(CHART), *options, stdin=values(surge))
+    cluster.helm(4, "install", NAME, str(CHART), *options, stdin=json.dumps(given))
 
 
 def upgrade(cluster: Cluster, namespace: str) -> None:
@@ -55,15 +42,10 @@ def upgrade(cluster: Cluster, namespace: str) -> None:
     cluster.helm(4, "upgrade", NAME, str(CHART), *options, *to)
 
 
-def versions(cluster: Cluster, namespace: str) -> dict[str, int]:
+def versions(cluster: Cluster, namespace: str) -> Counter[str]:
     """How many pods are ready of each."""
-    found: dict[str, int] = {}
-    for pod in cluster.json("--namespace", namespace, "get", "pods")["items"]:
-        ready = any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
-        if ready and "deletionTimestamp" not in pod["metadata"]:
-            version = pod["metadata"]["annotations"]["shipway.dev/version"]
-            found[version] = found.get(version, 0) + 1
-    return found
+    found = cluster.json("--namespace", namespace, "get", "pods")["items"]
+    return Counter(pods.annotation(pod, pods.VERSION) for pod in found if pods.ready(pod))
 
 
 def test_a_fleet_with_no_spare_gpu_is_upgraded_where_old_pods_go_first(gpus: Cluster, namespace: str) -> None:

@@ -36,11 +36,10 @@ from tests import helm_binaries
 from tests.cluster.cluster import Cluster, CommandFailed
 from tests.cluster.conftest import CHART, STATE
 from tests.cluster.image import ROOT, Image
-from tests.cluster.standins import NEVER_READY, NOT_FETCHED, digest, standin
+from tests.cluster.release import FULLNAME, NAME
+from tests.cluster.standins import MODEL, NEVER_READY, NOT_FETCHED, digest, standin, values
 from tests.waiting import wait_for
 
-MODEL = NAME = "flights"
-FULLNAME = "flights-shipway"
 POLICY = Policy(steps=tuple(Step(weight=weight, seconds=1, requests=1, give_up_seconds=60) for weight in (25, 50, 100)))
 FETCH_FAILED = "fetch failed: the registry holds another file under its name: expected sha256:5, found sha256:6"
 
@@ -72,21 +71,16 @@ class Bench:
     """Why the candidate is not ready, as the judge was told."""
 
     def install(self, version: int = 1, **changes: Any) -> None:
-        values = {
-            "image": {"repository": self.image.repository, "tag": self.image.tag, "pullPolicy": "Never"},
-            "replicaCount": 1,
-            "model": {"name": MODEL, "version": version, "sha256": digest(version)},
-            "source": {"mlflow": {"trackingUri": "http://127.0.0.1:9"}},
-            "trust": {"publicKeys": ["-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----"]},
-            "insecure": True,
-            "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
-            "fetch": {"resources": {}},
-            "startup": {"budgetSeconds": 10},
-            "progressDeadlineSeconds": 14,
-            "drain": {"noticeSeconds": 1, "requestTimeoutSeconds": 2},
+        given = values(
+            version,
+            image={"repository": self.image.repository, "tag": self.image.tag, "pullPolicy": "Never"},
+            replicaCount=1,
+            resources={"requests": {"cpu": "10m", "memory": "32Mi"}},
+            fetch={"resources": {}},
+            drain={"noticeSeconds": 1, "requestTimeoutSeconds": 2},
             **changes,
-        }
-        self.helm("install", NAME, str(CHART), "--values", "-", "--wait", "--timeout", "90s", stdin=json.dumps(values))
+        )
+        self.helm("install", NAME, str(CHART), "--values", "-", "--wait", "--timeout", "90s", stdin=json.dumps(given))
 
     def helm(self, *arguments: str, stdin: str | None = None, major: int | None = None) -> str:
         arguments = (*arguments, "--namespace", self.namespace)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deploy.kubernetes.pods import VERSION
+from deploy.kubernetes.pods import VERSION, ready
 from deploy.kubernetes.routing import ROUTED
 from tests.bench.cluster.command_line import CommandLine
 from tests.bench.cluster.scraping import METRICS_PORT, scraped
@@ -214,13 +214,7 @@ class Ground:
             wanted = sum(one["spec"]["replicas"] for one in self._deployments())
         except CommandFailed:  # the API server is away
             return False
-        return len(pods) == wanted and all(_ready(pod) for pod in pods)
-
-
-def _ready(pod: Any) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-    return ready and "deletionTimestamp" not in pod["metadata"]
+        return len(pods) == wanted and all(map(ready, pods))
 
 
 @contextlib.contextmanager
