@@ -50,7 +50,7 @@ class Cluster:
         except ConfigException as error:
             return cls._inside(namespace, str(error))
         except YAMLError as error:
-            raise ClusterUnusable("read KUBECONFIG", str(error)) from error
+            raise ClusterUnusable("read KUBECONFIG", " ".join(str(error).split())) from error
         try:
             api = config.new_client_from_config(  # type: ignore[no-untyped-call]
                 file, active["name"], client_configuration=Configuration(retries=0)
